@@ -1,0 +1,52 @@
+"""One tree of errors; each class has its message and its exit code."""
+
+from __future__ import annotations
+
+
+class StudyhallError(Exception):
+    """Something went wrong."""
+
+    exit_code = 1
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").splitlines()[0])
+
+
+class WorkFailed(StudyhallError):
+    """The work failed: no trial completed."""
+
+
+class ConfigurationError(StudyhallError):
+    """The configuration is wrong."""
+
+    exit_code = 2
+
+
+class UnknownObjective(ConfigurationError):
+    """The objective cannot be found or imported."""
+
+
+class UnknownStudy(ConfigurationError):
+    """There is no study of that name."""
+
+
+class SpecMismatch(ConfigurationError):
+    """The options contradict the spec stored with the study."""
+
+
+class DataMismatch(ConfigurationError):
+    """This machine's data differ from the study's data."""
+
+
+class DatabaseError(StudyhallError):
+    """The database cannot be reached."""
+
+    exit_code = 3
+
+
+class SchemaOutOfDate(DatabaseError):
+    """The database's schema is out of date: run `studyhall db upgrade`."""
+
+
+class StaleLease(StudyhallError):
+    """The trial's lease has passed to another worker."""

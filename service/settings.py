@@ -1,0 +1,81 @@
+"""Frozen Settings: flag > environment > default; passwords never in a repr or a log."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+import sqlalchemy
+from sqlalchemy.engine import URL
+
+from service.errors import ConfigurationError
+
+PREFIX = "STUDYHALL_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the process was told by flags and environment.
+
+    Attributes:
+        database_url: The PostgreSQL to use; None means the embedded server under ``home``.
+        home: Folder of everything studyhall keeps on this machine.
+        lease_seconds: How long a lease lasts without being renewed, in seconds.
+    """
+
+    database_url: str | None = field(default=None, repr=False)
+    home: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir("studyhall")))
+    lease_seconds: float = 30.0
+
+    @classmethod
+    def load(
+        cls, environment: Mapping[str, str] = os.environ, *, database_url: str | None = None
+    ) -> Settings:
+        """Read the environment; a flag that is given wins over it.
+
+        Raises:
+            ConfigurationError: A variable's value is not of its type.
+        """
+        values: dict[str, object] = {}
+        url = database_url or environment.get(PREFIX + "DATABASE_URL")
+        if url:
+            values["database_url"] = normalize_url(url).render_as_string(hide_password=False)
+        if home := environment.get(PREFIX + "HOME"):
+            values["home"] = Path(home).expanduser().absolute()
+        if seconds := environment.get(PREFIX + "LEASE_SECONDS"):
+            values["lease_seconds"] = positive_seconds(PREFIX + "LEASE_SECONDS", seconds)
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def normalize_url(url: str) -> URL:
+    """Parse a database URL and name the driver that we ship.
+
+    SQLAlchemy 2.1 takes a bare ``postgresql://`` for psycopg 3, and ``postgres://`` is what many
+    hosting services hand out.
+
+    Raises:
+        ConfigurationError: It is not a URL, or not one of a PostgreSQL database.
+    """
+    example = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise ConfigurationError(f"the database URL cannot be parsed; {example}") from None
+    backend = parsed.drivername.split("+")[0]
+    if backend not in ("postgresql", "postgres"):
+        raise ConfigurationError(f"the database must be PostgreSQL, not {backend!r}; {example}")
+    return parsed.set(drivername="postgresql+psycopg2")
+
+
+def positive_seconds(name: str, text: str) -> float:
+    """A positive number of seconds, or a ConfigurationError that names the variable."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigurationError(f"{name} must be a positive number of seconds, not {text!r}")
+    return seconds
