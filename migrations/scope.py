@@ -1,0 +1,21 @@
+"""What of a database Alembic may look at: our schema, never Optuna's tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.models import SCHEMA, Base
+
+
+def include_name(name: str | None, kind: str, parents: Any) -> bool:
+    """Alembic's filter of what it reads from the database; None is the default schema."""
+    return name == SCHEMA if kind == "schema" else True
+
+
+SCOPE: dict[str, Any] = {
+    "target_metadata": Base.metadata,
+    "version_table_schema": SCHEMA,
+    "include_schemas": True,
+    "include_name": include_name,
+    "compare_server_default": True,
+}
