@@ -1,0 +1,42 @@
+"""Entry point: errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import click
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import cli, database
+from service.errors import StudyhallError
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except StudyhallError as error:
+        sys.exit(cli.fail(error))
+    except (SQLAlchemyError, StorageInternalError) as error:
+        sys.exit(cli.fail(database.failure(None, error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,492 @@
+"""The command: flags and environment to the API to exit codes."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from service import database, devices, display, embedded, registry, samplers, schema
+from service.errors import ConfigurationError, StudyhallError, WorkFailed
+from service.pool import Pool
+from service.settings import Settings
+from service.spec import Budget, Spec
+from service.study import Hall, Study
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_TRIALS = 20
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def option(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """A click option with an environment variable of its own, shown in the help."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = "STUDYHALL_" + long[2:].replace("-", "_").upper()
+    attributes = {"envvar": variable, "show_envvar": True, **attributes}
+    return click.option(*names, **attributes)
+
+
+class Duration(click.ParamType[float]):
+    """``90``, ``90s``, ``15m``, ``2h`` or ``1d``, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip().lower())
+        if found is None:
+            self.fail(f"{value!r} is not a duration such as 90, 90s, 15m, 2h or 1d", param, ctx)
+        return float(found[1]) * UNITS[found[2]]
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+trials_option = option("--trials", type=int, help="Budget: trials of the whole study.")
+timeout_option = option(
+    "--timeout", type=Duration(), help="Budget: wall-clock of the whole study, e.g. 2h."
+)
+data_dir_option = option(
+    "--data-dir",
+    type=click.Path(file_okay=False),
+    help="Folder with the data files, on this machine.",
+)
+path_option = option(
+    "--path", type=click.Path(file_okay=False), help="Folder to put first on the import path."
+)
+making = options(
+    option("--study", help="Name of the study.  [default: the objective's]"),
+    trials_option,
+    timeout_option,
+    option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A setting of the objective; may be repeated.",
+    ),
+    option("--sampler", help=f"{', '.join(samplers.SAMPLERS)}, or a class.  [default: tpe]"),
+    option(
+        "--sampler-arg", multiple=True, metavar="KEY=VALUE", help="An argument of the sampler."
+    ),
+    option("--pruner", help=f"{', '.join(samplers.PRUNERS)}, or a class.  [default: median]"),
+    option("--pruner-arg", multiple=True, metavar="KEY=VALUE", help="An argument of the pruner."),
+    option("--seed", type=int, help="Everything random follows from it.  [default: 0]"),
+    option(
+        "--direction",
+        type=click.Choice(["minimize", "maximize"]),
+        help="Which values are good, where the objective does not say.  [default: minimize]",
+    ),
+    option(
+        "--data",
+        type=click.Choice(["real", "synthetic", "auto"]),
+        help="Real data, the generated stand-in, or whichever can be had.  [default: real]",
+    ),
+    data_dir_option,
+    path_option,
+)
+placing = options(
+    option("--workers", type=int, help="Worker processes here.  [default: by the devices]"),
+    option("--devices", default="auto", show_default=True, help="auto, cpu or gpu:0,1."),
+    option("--per-device", type=int, default=1, show_default=True, help="Workers on one GPU."),
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command shares."""
+
+    settings: Settings
+
+    def hall(self) -> Hall:
+        return Hall(self.settings)
+
+
+out = display.console()
+err = display.console(stderr=True)
+
+
+def print_plain(text: str) -> None:
+    """Print for scripts: no wrapping, no colour."""
+    click.echo(text)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99},
+    epilog="Examples:  studyhall run mnist-mlp --trials 50 --workers 2  |  "
+    "studyhall status mnist-mlp  |  studyhall resume mnist-mlp --trials 100",
+)
+@click.version_option(package_name="studyhall")
+@option("--database-url", help="PostgreSQL to use.  [default: the embedded server]")
+@click.pass_context
+def main(ctx: click.Context, database_url: str | None) -> None:
+    """Many workers, one study: Keras hyperparameter optimization that survives its machines."""
+    ctx.obj = Context(Settings.load(database_url=database_url))
+
+
+@main.command()
+@click.argument("objective")
+@making
+@placing
+@click.pass_obj
+def run(
+    context: Context, /, workers: int | None, devices: str, per_device: int, **asked: Any
+) -> None:
+    """Create the study, or go on with it, and work here until its budget is spent."""
+    hall = context.hall()
+    study = make_study(hall, asked)
+    work(hall, study, workers, devices, per_device, asked["data_dir"], asked["path"])
+
+
+@main.command()
+@click.argument("objective")
+@making
+@click.pass_obj
+def create(context: Context, /, **asked: Any) -> None:
+    """Create the study; do no work."""
+    study = make_study(context.hall(), asked)
+    out.print(f"study {study.name} is ready: studyhall worker {study.name}", markup=False)
+
+
+@main.command()
+@click.argument("study")
+@placing
+@data_dir_option
+@path_option
+@click.pass_obj
+def worker(
+    context: Context,
+    study: str,
+    workers: int | None,
+    devices: str,
+    per_device: int,
+    data_dir: str | None,
+    path: str | None,
+) -> None:
+    """Join a study from any machine."""
+    hall = context.hall()
+    work(hall, hall.study(study), workers, devices, per_device, data_dir, path)
+
+
+@main.command()
+@click.argument("study")
+@trials_option
+@timeout_option
+@placing
+@data_dir_option
+@path_option
+@click.pass_obj
+def resume(
+    context: Context,
+    study: str,
+    trials: int | None,
+    timeout: float | None,
+    workers: int | None,
+    devices: str,
+    per_device: int,
+    data_dir: str | None,
+    path: str | None,
+) -> None:
+    """Go on with an interrupted, stopped or finished study; --trials is its new total."""
+    hall = context.hall()
+    found = hall.study(study)
+    found.resume(trials, timeout)
+    work(hall, found, workers, devices, per_device, data_dir, path)
+
+
+@main.command()
+@click.argument("study")
+@click.pass_obj
+def stop(context: Context, study: str) -> None:
+    """All workers everywhere finish the epoch, save and leave; resume undoes it."""
+    context.hall().study(study).stop()
+    out.print(f"{study} is told to stop; go on with: studyhall resume {study}", markup=False)
+
+
+@main.command()
+@click.argument("study", required=False)
+@option("--json", "as_json", is_flag=True, help="One object, or a list of all studies.")
+@option("--watch", is_flag=True, help="Look again every two seconds, until it is finished.")
+@click.pass_obj
+def status(context: Context, study: str | None, as_json: bool, watch: bool) -> None:
+    """How far a study is, or all of them."""
+    hall = context.hall()
+    if study is None:
+        progress = [found.progress() for found in hall.studies()]
+        if as_json:
+            print_plain(display.to_json([row.to_json() for row in progress]))
+        else:
+            out.print(display.studies(progress))
+        return
+    show_status(hall.study(study), as_json, watch)
+
+
+def show_status(study: Study, as_json: bool, watch: bool) -> None:
+    """Print a study's progress once, or until it is finished."""
+    while True:
+        progress = study.progress()
+        if as_json:
+            print_plain(display.to_json(progress.to_json()))
+        else:
+            out.print(display.status(progress, study.spec.monitor))
+        if not watch or progress.state in ("finished", "stopped"):
+            return
+        time.sleep(2)
+
+
+@main.command()
+@click.argument("study")
+@option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+)
+@option(
+    "--state",
+    type=click.Choice(["complete", "pruned", "fail", "running", "waiting"]),
+    help="Only trials in this state.",
+)
+@option("--limit", type=click.IntRange(min=1), help="Only the newest so many.")
+@click.pass_obj
+def trials(context: Context, study: str, form: str, state: str | None, limit: int | None) -> None:
+    """The trials of a study: values, parameters, attempts, causes."""
+    records = context.hall().study(study).records(state, limit)
+    if form == "json":
+        print_plain(display.to_json(records))
+    elif form == "csv":
+        print_plain(display.trials_csv(records))
+    else:
+        out.print(display.trials(records))
+
+
+@main.command()
+@click.argument("study")
+@option("--json", "as_json", is_flag=True, help="One object.")
+@click.pass_obj
+def best(context: Context, study: str, as_json: bool) -> None:
+    """The best trial of a study."""
+    found = context.hall().study(study)
+    top = found.best
+    if top is None:
+        raise WorkFailed(f"no trial of study {study!r} is complete yet")
+    if as_json:
+        print_plain(display.to_json(top.to_json()))
+    else:
+        out.print(display.best_line(top, found.spec.monitor), markup=False, soft_wrap=True)
+
+
+@main.command()
+@path_option
+def objectives(path: str | None) -> None:
+    """The names that can be run, with their search spaces."""
+    for name in registry.names():
+        out.print(name, style="bold")
+        describe = getattr(registry.load(name, path), "search_space", None)
+        for key, values in (describe() if describe else {}).items():
+            out.print(f"  {key:<18} {values}", markup=False)
+
+
+@main.group()
+def db() -> None:
+    """The database: its schema, its URL, the embedded server."""
+
+
+@db.command("upgrade")
+@click.pass_obj
+def db_upgrade(context: Context) -> None:
+    """Create or upgrade the schema."""
+    url = database.resolve_url(context.settings)
+    schema.upgrade(database.engine(url))
+    out.print(f"{database.describe(url)} is at the newest schema", markup=False)
+
+
+@db.command("check")
+@click.pass_obj
+def db_check(context: Context) -> None:
+    """See whether the schema is up to date."""
+    url = database.resolve_url(context.settings)
+    schema.check(database.engine(url))
+    out.print(f"{database.describe(url)} is reachable and up to date", markup=False)
+
+
+@db.command("url")
+@click.pass_obj
+def db_url(context: Context) -> None:
+    """Print the URL that Optuna's own tools take as --storage."""
+    print_plain(database.database_url_for_stock(database.resolve_url(context.settings)))
+
+
+@db.command("start")
+@click.pass_obj
+def db_start(context: Context) -> None:
+    """Start the embedded server."""
+    out.print(f"running: {database.describe(embedded.start(context.settings.home))}", markup=False)
+
+
+@db.command("stop")
+@click.pass_obj
+def db_stop(context: Context) -> None:
+    """Stop the embedded server; the next command starts it again."""
+    stopped = embedded.stop(context.settings.home)
+    out.print("stopped" if stopped else "it was not running")
+
+
+def make_study(hall: Hall, asked: dict[str, Any]) -> Study:
+    """Create the study that the options describe, or find the one they agree with."""
+    name = asked["study"] or asked["objective"]
+    if name in hall.names():
+        study = hall.study(name)
+        study.refuse_contradictions(given(asked, study.spec))
+        return study
+    timeout, n_trials = asked["timeout"], asked["trials"]
+    if n_trials is None and timeout is None:
+        n_trials = DEFAULT_TRIALS
+    budget = Budget(n_trials, timeout)
+    spec, objective = new_spec(asked)
+    data = registry.data_of(objective)
+    if data is not None:
+        out.print(f"data: {data['name']} from {data['source']}", markup=False)
+        spec = Spec.from_json({**spec.to_json(), "data": data.get("kind")})
+    study = hall.create(name, spec, budget)
+    study.check_data(objective)
+    return study
+
+
+def new_spec(asked: dict[str, Any]) -> tuple[Spec, registry.Objective]:
+    """A spec from the options, completed by what the objective says of itself."""
+    data_dir = None if asked["data_dir"] is None else str(Path(asked["data_dir"]).absolute())
+    path = None if asked["path"] is None else str(Path(asked["path"]).absolute())
+    objective = registry.configure(
+        registry.load(asked["objective"], path),
+        samplers.parse_arguments(asked["settings"], "--set"),
+        asked["data"],
+        data_dir,
+    )
+    direction = getattr(objective, "direction", None)
+    if direction and asked["direction"] not in (None, direction):
+        raise ConfigurationError(
+            f"the objective's direction is {direction}, not {asked['direction']}"
+        )
+    spec = Spec(
+        objective=asked["objective"],
+        settings=registry.settings_of(objective),
+        sampler=asked["sampler"] or "tpe",
+        sampler_arguments=samplers.parse_arguments(asked["sampler_arg"], "--sampler-arg"),
+        pruner=asked["pruner"] or "median",
+        pruner_arguments=samplers.parse_arguments(asked["pruner_arg"], "--pruner-arg"),
+        seed=asked["seed"] or 0,
+        direction=direction or asked["direction"] or "minimize",
+        monitor=getattr(objective, "monitor", None),
+        data=asked["data"],
+        data_dir=data_dir,
+        path=path or str(Path.cwd()),
+    )
+    return spec, objective
+
+
+def given(asked: dict[str, Any], stored: Spec) -> dict[str, Any]:
+    """The options that were given explicitly, in the stored spec's words."""
+    said = {
+        key: asked[key]
+        for key in ("objective", "trials", "timeout", "sampler", "pruner", "seed", "direction")
+        if asked[key] is not None
+    }
+    if asked["data"] not in (None, "auto"):
+        said["data"] = asked["data"]
+    for key in ("sampler", "pruner"):
+        pairs = asked[f"{key}_arg"]
+        if pairs:
+            said[f"{key}_arguments"] = samplers.parse_arguments(pairs, f"--{key}-arg")
+    if asked["settings"]:
+        objective = registry.configure(
+            registry.load(asked["objective"], asked["path"] or stored.path),
+            {
+                **stored.settings,
+                **samplers.parse_arguments(asked["settings"], "--set"),
+            },
+            stored.data,
+            asked["data_dir"] or stored.data_dir,
+        )
+        said["settings"] = registry.settings_of(objective)
+    return said
+
+
+def work(
+    hall: Hall,
+    study: Study,
+    workers: int | None,
+    device: str,
+    per_device: int,
+    data_dir: str | None,
+    path: str | None,
+) -> None:
+    """Run a pool of workers on the study, say how it ended, and leave with its exit code."""
+    places = devices.places(device, workers, per_device)
+    before = study.progress()
+    if before.state in ("finished", "stopped"):
+        conclude(study)
+        return
+    absolute = [
+        None if folder is None else str(Path(folder).absolute()) for folder in (data_dir, path)
+    ]
+    with display.LiveStatus(out, study.spec.monitor) as live:
+        pool = Pool(hall, study, places, live.say, live.show, *absolute)
+        code = pool.run()
+    if code:
+        sys.exit(code)
+    conclude(study)
+
+
+def conclude(study: Study) -> None:
+    """Say how the study stands and what to try next.
+
+    Raises:
+        WorkFailed: It ended without a complete trial, or its own failures stopped it.
+    """
+    progress = study.progress()
+    out.print(display.status(progress, study.spec.monitor))
+    name = study.name
+    if progress.state == "stopped":
+        message = f"study {name!r} is stopped: {progress.stop_reason}; studyhall resume {name}"
+        if progress.stop_reason != "stopped by the user":
+            raise WorkFailed(message)
+        out.print(message, markup=False)
+        return
+    if progress.state != "finished":
+        return
+    if progress.complete == 0:
+        raise WorkFailed(
+            f"the budget of study {name!r} is spent and no trial is complete; "
+            f"see why: studyhall trials {name}"
+        )
+    total = f"{progress.finished} of {progress.n_trials or progress.finished} trials"
+    out.print(
+        f"the budget is spent ({total}). Next: studyhall best {name} | "
+        f"studyhall trials {name} | studyhall resume {name} --trials "
+        f"{2 * max(progress.finished, 1)}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def fail(error: StudyhallError) -> int:
+    """One line on stderr, and the exit code."""
+    err.print(f"studyhall: {error}", markup=False, soft_wrap=True)
+    return error.exit_code

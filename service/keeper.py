@@ -1,0 +1,69 @@
+"""LeaseKeeper: the thread that renews a worker's lease and hears the study's orders."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import leases, workers
+from service.errors import StaleLease
+from service.leases import Lease, Orders
+
+log = logging.getLogger("studyhall")
+
+
+class LeaseKeeper(threading.Thread):
+    """Renews every third of a lease's length, for as long as the worker lives.
+
+    It outlives every database error: the next renewal tries again, and a lease that expired
+    meanwhile is either renewed, if nobody has taken the trial over, or found to be stale.
+
+    Args:
+        engine: The database.
+        worker: Name of the worker, whose ``seen_at`` is kept fresh too.
+        seconds: Length of a lease.
+    """
+
+    def __init__(self, engine: Engine, worker: str, seconds: float) -> None:
+        super().__init__(name="lease-keeper", daemon=True)
+        self._engine = engine
+        self._worker = worker
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+        self._ended = threading.Event()
+        self.orders = Orders(None, False)
+        self.stale = False
+
+    def hold(self, lease: Lease | None) -> None:
+        """Renew this lease from now on; None: there is nothing to renew."""
+        with self._lock:
+            self._lease = lease
+            self.orders = Orders(None, False)
+            self.stale = False
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._ended.set()
+        self.join(self._seconds)
+
+    def run(self) -> None:
+        while not self._ended.wait(self._seconds / 3):
+            try:
+                workers.seen(self._engine, self._worker)
+                self._renew()
+            except SQLAlchemyError as error:
+                reason = str(error).splitlines()[0]
+                log.warning("the lease could not be renewed, trying again: %s", reason)
+
+    def _renew(self) -> None:
+        with self._lock:
+            if self._lease is None or self.stale:
+                return
+            try:
+                self.orders = leases.renew(self._engine, self._lease, self._seconds)
+            except StaleLease:
+                self.stale = True

@@ -1,0 +1,330 @@
+"""Hall and Study: the Python shell's objects; everything a study can be asked or told."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import insert
+
+from service import database, progress, registry, samplers, schema
+from service.errors import DataMismatch, UnknownStudy
+from service.models import StudyRow
+from service.progress import Best, Progress
+from service.settings import Settings
+from service.spec import Budget, Spec, refuse_contradictions
+from service.storage import StudyStorage
+
+if TYPE_CHECKING:
+    import pandas
+
+FIND = text(
+    """-- A study by its name.
+    SELECT o.study_id, s.spec, s.n_trials, s.timeout_seconds
+      FROM public.studies o JOIN service.studies s USING (study_id) WHERE o.study_name = :name"""
+)
+NAMES = text(
+    """-- All studies of the service, the newest last.
+    SELECT study_name FROM public.studies JOIN service.studies USING (study_id)
+     ORDER BY study_id"""
+)
+STOP = text(
+    """-- All workers finish their epoch, save and leave.
+    UPDATE service.studies SET stop_reason = coalesce(stop_reason, :reason)
+     WHERE study_id = :study_id"""
+)
+EXHAUSTED = text("UPDATE service.studies SET exhausted = true WHERE study_id = :study_id")
+REOPEN = text(
+    """-- Undo a stop; set a new budget where one is given.
+    UPDATE service.studies
+       SET stop_reason = NULL, failures = 0, exhausted = false,
+           n_trials = coalesce(:n_trials, n_trials),
+           timeout_seconds = coalesce(:timeout, timeout_seconds),
+           deadline = CASE WHEN :timeout IS NULL THEN deadline
+                           ELSE clock_timestamp() + :timeout * interval '1 second' END
+     WHERE study_id = :study_id"""
+)
+ADOPT_DATA = text(
+    """-- The first worker's data are the study's.
+    UPDATE service.studies SET data = coalesce(data, CAST(:data AS jsonb))
+     WHERE study_id = :study_id RETURNING data"""
+)
+ATTEMPTS = text(
+    """-- How often, by whom and how each trial was tried.
+    SELECT trial_id, attempt, worker, started_at, ended_at, cause, detail
+      FROM service.attempts WHERE study_id = :study_id ORDER BY trial_id, attempt"""
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One worker's try at one trial."""
+
+    attempt: int
+    worker: str
+    started_at: Any
+    ended_at: Any
+    cause: str | None
+    detail: str | None
+
+
+def connect(url: str | None = None) -> Hall:
+    """Open the database of all studies.
+
+    Args:
+        url: A PostgreSQL URL; by default ``STUDYHALL_DATABASE_URL``, else the embedded server,
+            which is started if it does not run.
+
+    Raises:
+        DatabaseError: It cannot be reached, or its schema is out of date.
+        ConfigurationError: The URL is not one of a PostgreSQL database.
+    """
+    return Hall(Settings.load(database_url=url))
+
+
+class Hall:
+    """All studies of one database.
+
+    Args:
+        settings: Where the database is.
+
+    Raises:
+        DatabaseError: It cannot be reached, or its schema is out of date.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.url = database.resolve_url(settings)
+        self.engine = database.engine(self.url)
+        schema.ensure(self.engine)
+
+    def __repr__(self) -> str:
+        return f"<studyhall at {database.describe(self.url)}: {len(self.names())} studies>"
+
+    def names(self) -> list[str]:
+        """The names of all studies, the newest last."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(NAMES).scalars())
+
+    def studies(self) -> list[Study]:
+        """Every study; each one's repr is a line of its progress."""
+        return [self.study(name) for name in self.names()]
+
+    def study(self, name: str) -> Study:
+        """The study of that name.
+
+        Raises:
+            UnknownStudy: There is none; the message lists those that there are.
+        """
+        with self.engine.connect() as connection:
+            row = connection.execute(FIND, {"name": name}).one_or_none()
+        if row is None:
+            known = ", ".join(self.names()) or "none yet"
+            raise UnknownStudy(f"there is no study {name!r}; studies here: {known}")
+        return Study(self, row.study_id, name, Spec.from_json(row.spec))
+
+    def create(self, name: str, spec: Spec, budget: Budget) -> Study:
+        """Create a study, or find the one that another process created just now.
+
+        Args:
+            name: Its name, unique in the database.
+            spec: What it is made of.
+            budget: How many trials, or how long.
+
+        Raises:
+            ConfigurationError: Sampler, pruner or objective cannot be made from the spec.
+        """
+        spec.check()
+        study = optuna.create_study(
+            storage=StudyStorage(self.engine),
+            study_name=name,
+            direction=StudyDirection[spec.direction.upper()],
+            load_if_exists=True,
+        )
+        row = insert(StudyRow).values(
+            study_id=study._study_id,
+            spec=spec.to_json(),
+            n_trials=budget.n_trials,
+            timeout_seconds=budget.timeout,
+        )
+        with self.engine.begin() as connection:
+            connection.execute(row.on_conflict_do_nothing())
+        return self.study(name)
+
+
+class Study:
+    """One study: ask how far it is, what is best, or tell it to stop or go on.
+
+    Args:
+        hall: The database it lives in.
+        study_id: Optuna's id of it.
+        name: Its name.
+        spec: What it is made of.
+    """
+
+    def __init__(self, hall: Hall, study_id: int, name: str, spec: Spec) -> None:
+        self._hall = hall
+        self.study_id = study_id
+        self.name = name
+        self.spec = spec
+
+    def __repr__(self) -> str:
+        return f"<Study {self.progress()}>"
+
+    @functools.cached_property
+    def optuna(self) -> optuna.Study:
+        """The `optuna.Study`: everything that Optuna offers, on the same storage."""
+        return optuna.load_study(
+            study_name=self.name,
+            storage=StudyStorage(self._hall.engine),
+            sampler=samplers.make_sampler("random", {}, self.spec.seed, 0),
+            pruner=self.spec.make_pruner(),
+        )
+
+    def progress(self) -> Progress:
+        """Counts, best trial, ETA and workers, whatever the study's size."""
+        silence = max(self._hall.settings.lease_seconds, 5.0)
+        best = self.best
+        with self._hall.engine.connect() as connection:
+            return progress.read(connection, self.study_id, self.name, silence, best)
+
+    @property
+    def best(self) -> Best | None:
+        """The best complete trial; None while there is none."""
+        order = "DESC" if self.spec.direction == "maximize" else "ASC"
+        with self._hall.engine.connect() as connection:
+            row = connection.execute(
+                text(progress.BEST.format(order=order)), {"study_id": self.study_id}
+            ).one_or_none()
+        if row is None:
+            return None
+        trial = self.optuna._storage.get_trial(row.trial_id)
+        seed = samplers.trial_seed(self.spec.seed, row.number)
+        return Best(row.number, row.value, trial.params, best_epoch(trial, self.spec), seed)
+
+    def attempts(self) -> dict[int, list[Attempt]]:
+        """The attempts at every trial, by Optuna's trial id, the first one first."""
+        attempts: dict[int, list[Attempt]] = {}
+        with self._hall.engine.connect() as connection:
+            for trial_id, *rest in connection.execute(ATTEMPTS, {"study_id": self.study_id}):
+                attempts.setdefault(trial_id, []).append(Attempt(*rest))
+        return attempts
+
+    def records(self, state: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+        """One dict a trial, as ``studyhall trials --format json`` prints them.
+
+        Args:
+            state: Only trials in this state (``complete``, ``pruned``, …).
+            limit: Only the newest so many.
+        """
+        attempts = self.attempts()
+        states = None if state is None else (TrialState[state.upper()],)
+        trials = self.optuna.get_trials(deepcopy=False, states=states)
+        return [
+            record(trial, attempts.get(trial._trial_id, []))
+            for trial in trials[-limit if limit else 0 :]
+        ]
+
+    def trials(self) -> pandas.DataFrame:
+        """All trials as a DataFrame, one line each; parameters in columns ``params_…``."""
+        import pandas
+
+        rows = []
+        for row in self.records():
+            params = {f"params_{key}": value for key, value in row.pop("params").items()}
+            rows.append({**row, **params})
+        return pandas.DataFrame(rows)
+
+    def stop(self, reason: str = "stopped by the user") -> None:
+        """All workers everywhere finish the epoch, save and leave; `resume` undoes it."""
+        self._execute(STOP, reason=reason)
+
+    def finish(self) -> None:
+        """There is nothing left to try: no further trial is begun."""
+        self._execute(EXHAUSTED)
+
+    def resume(self, n_trials: int | None = None, timeout: float | None = None) -> None:
+        """Let workers go on: undo a stop, or extend the budget.
+
+        Args:
+            n_trials: The new total of trials, not those to add.
+            timeout: A new wall-clock limit in seconds from now on.
+
+        Raises:
+            ConfigurationError: The new budget is not one.
+        """
+        Budget(n_trials, timeout)
+        self._execute(REOPEN, n_trials=n_trials, timeout=timeout)
+
+    def refuse_contradictions(self, asked: dict[str, Any]) -> None:
+        """Refuse options that differ from what the study was made of.
+
+        Raises:
+            SpecMismatch: They do; the message shows both.
+        """
+        with self._hall.engine.connect() as connection:
+            row = connection.execute(FIND, {"name": self.name}).one()
+        stored = {**self.spec.to_json(), "trials": row.n_trials, "timeout": row.timeout_seconds}
+        refuse_contradictions(self.name, stored, asked)
+
+    def check_data(self, objective: registry.Objective) -> dict[str, Any] | None:
+        """See that this machine's data are the study's; the first to come sets them.
+
+        Raises:
+            DataMismatch: They differ; the message shows both fingerprints and sources.
+            ConfigurationError: The data cannot be had or read.
+        """
+        here = registry.data_of(objective)
+        if here is None:
+            return None
+        with self._hall.engine.begin() as connection:
+            there = connection.execute(
+                ADOPT_DATA, {"study_id": self.study_id, "data": json.dumps(here)}
+            ).scalar_one()
+        if there["fingerprint"] != here["fingerprint"]:
+            raise DataMismatch(
+                f"the data here differ from those of study {self.name!r}: "
+                f"here {here['fingerprint'][:16]} from {here['source']}, "
+                f"there {there['fingerprint'][:16]} from {there['source']}; "
+                f"give the same data with --data-dir, or another --study"
+            )
+        return here
+
+    def _execute(self, statement: Any, **parameters: Any) -> None:
+        with self._hall.engine.begin() as connection:
+            connection.execute(statement, {"study_id": self.study_id, **parameters})
+
+
+def best_epoch(trial: FrozenTrial, spec: Spec) -> int | None:
+    """The epoch that the objective named, else the step of its best reported value."""
+    if "epoch" in trial.user_attrs:
+        return int(trial.user_attrs["epoch"])
+    if not trial.intermediate_values:
+        return None
+    pick = max if spec.direction == "maximize" else min
+    return pick(trial.intermediate_values, key=lambda step: trial.intermediate_values[step])
+
+
+def record(trial: FrozenTrial, attempts: list[Attempt]) -> dict[str, Any]:
+    """One trial as a dict of JSON values."""
+    last = attempts[-1] if attempts else None
+    duration = trial.duration
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "value": trial.values[0] if trial.values else None,
+        "epoch": trial.user_attrs.get("epoch"),
+        "params": trial.params,
+        "intermediate_values": trial.intermediate_values,
+        "duration_seconds": None if duration is None else round(duration.total_seconds(), 3),
+        "attempts": len(attempts),
+        "worker": last.worker if last else None,
+        "cause": last.cause if last else None,
+        "detail": last.detail if last else None,
+    }

@@ -1,0 +1,129 @@
+"""Plain objectives for the worker's own logic: ten lines each, no Keras."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+import optuna
+
+
+def quick(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", -10, 10)
+    return x**2
+
+
+def stepped(trial: optuna.Trial) -> float:
+    """Five reported steps of 20 ms; the best value is x squared."""
+    x = trial.suggest_float("x", -10, 10)
+    for step in range(5):
+        time.sleep(0.02)
+        trial.report(x**2 + 4 - step, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return x**2
+
+
+def slow(trial: optuna.Trial) -> float:
+    """A hundred steps of 50 ms, each reported."""
+    x = trial.suggest_float("x", -10, 10)
+    for step in range(int(os.environ.get("STUB_STEPS", "100"))):
+        time.sleep(0.05)
+        trial.report(x**2, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return x**2
+
+
+def deaf(trial: optuna.Trial) -> float:
+    """Looks at nothing for a minute."""
+    trial.suggest_float("x", -10, 10)
+    time.sleep(60)
+    return 0.0
+
+
+def first_hangs(trial: optuna.Trial) -> float:
+    """The first attempt at trial 2 waits to be killed; everything else is quick."""
+    x = trial.suggest_float("x", -10, 10)
+    trial.report(x, 0)
+    marker = Path(os.environ["STUB_MARKER"])
+    if trial.number == 2 and not marker.exists():
+        marker.write_text(str(os.getpid()))
+        trial.report(12345.0, 1)
+        time.sleep(120)
+    return x**2
+
+
+def failing(trial: optuna.Trial) -> float:
+    trial.suggest_float("x", -10, 10)
+    raise ZeroDivisionError("the divisor was nought")
+
+
+def sometimes_failing(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", -10, 10)
+    if trial.number % 2:
+        raise ZeroDivisionError("odd")
+    return x**2
+
+
+def not_a_number(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", -10, 10)
+    return math.nan if trial.number == 0 else math.inf if trial.number == 1 else x
+
+
+def no_number(trial: optuna.Trial) -> str:
+    return "high"
+
+
+def stopping(trial: optuna.Trial) -> float:
+    if trial.number == 3:
+        trial.study.stop()
+    return trial.suggest_float("x", -10, 10)
+
+
+class Misconfigured(ValueError):
+    cause = "configuration"
+
+
+def misconfigured(trial: optuna.Trial) -> float:
+    raise Misconfigured("the monitor 'val_f1' is not among loss, accuracy")
+
+
+class WithData:
+    """An objective with settings and data, by the protocol of service.registry."""
+
+    direction = "maximize"
+    monitor = "x"
+
+    def __init__(self, bound: float = 1.0, fingerprint: str = "f" * 64) -> None:
+        self.bound = bound
+        self.fingerprint = fingerprint
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", 0, self.bound)
+
+    def configured(
+        self, settings: dict[str, object], data: str | None = None, data_dir: str | None = None
+    ) -> WithData:
+        unknown = set(settings) - {"bound"}
+        if unknown:
+            raise ValueError(f"unknown setting {sorted(unknown)[0]!r}; allowed: bound")
+        source = data_dir or "here"
+        fingerprint = (Path(source).name[:1] or "f") * 64
+        return WithData(float(str(settings.get("bound", self.bound))), fingerprint)
+
+    def settings_dict(self) -> dict[str, object]:
+        return {"bound": self.bound}
+
+    def data(self) -> dict[str, str]:
+        return {
+            "name": "stub",
+            "source": f"folder {self.fingerprint[0]}",
+            "fingerprint": self.fingerprint,
+            "kind": "real",
+        }
+
+
+with_data = WithData()
