@@ -1,0 +1,70 @@
+"""A real PostgreSQL for the whole run, and a database of its own for every test that asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from databases import temporary_database, temporary_folder, temporary_server
+from sqlalchemy.engine import Engine
+
+from service import database, embedded, schema
+from service.settings import normalize_url
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """The server of this run: STUDYHALL_TEST_DATABASE_URL's, else one of our own."""
+    given = os.environ.get("STUDYHALL_TEST_DATABASE_URL")
+    if given:
+        yield given
+    else:
+        with temporary_server() as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a database with all tables, which tests clone."""
+    with temporary_database(server_url) as url:
+        schema.upgrade(url)
+        yield str(normalize_url(url).database)
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    with temporary_database(server_url) as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    with temporary_database(server_url, template) as url:
+        yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = database.engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home whose embedded server, if the test starts one, is stopped at the end."""
+    with temporary_folder() as folder:
+        try:
+            yield folder
+        finally:
+            embedded.stop(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The developer's own STUDYHALL_ variables must not steer the tests."""
+    for name in os.environ:
+        if name.startswith("STUDYHALL_") and name != "STUDYHALL_TEST_DATABASE_URL":
+            monkeypatch.delenv(name)

@@ -1,0 +1,228 @@
+"""The tables: made once by many, equal however they were made, checked in a line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from databases import execute
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import Connection, Engine
+
+from migrations.scope import SCOPE
+from service import database, schema
+from service.errors import DatabaseError, SchemaOutOfDate
+from service.models import SCHEMA, Base
+from service.schema import Revisions
+
+EVERYTHING = """
+SELECT 'column', table_name, column_name, ordinal_position::text, data_type, is_nullable,
+       column_default
+FROM information_schema.columns WHERE table_schema = :schema
+UNION ALL
+SELECT 'index', tablename, indexname, indexdef, NULL, NULL, NULL
+FROM pg_indexes WHERE schemaname = :schema
+UNION ALL
+SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid), NULL, NULL, NULL
+FROM pg_constraint WHERE connamespace = CAST(:schema AS regnamespace)
+UNION ALL
+SELECT 'sequence', sequencename, data_type::text, start_value::text, increment_by::text,
+       max_value::text, NULL
+FROM pg_sequences WHERE schemaname = :schema
+ORDER BY 1, 2, 3
+"""
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    engine = database.engine(url)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def tables(engine: Engine, of: str = "public") -> set[str]:
+    return set(sqlalchemy.inspect(engine).get_table_names(of))
+
+
+def everything(url: str) -> list[Any]:
+    with connected(url) as connection:
+        found = connection.execute(sqlalchemy.text(EVERYTHING), {"schema": SCHEMA}).all()
+    return [row for row in found if "alembic_version" not in row[1]]
+
+
+def test_the_names_of_the_migrations_are_their_revisions() -> None:
+    scripts = ScriptDirectory(str(schema._package("migrations")))
+    assert schema.head().service == scripts.get_current_head()
+    assert schema._ladder("migrations") == sorted(s.revision for s in scripts.walk_revisions())
+
+
+def test_eight_processes_upgrade_an_empty_database_at_once(empty_database_url: str) -> None:
+    program = "import sys; from service import schema; schema.upgrade(sys.argv[1])"
+    command = [sys.executable, "-c", program, empty_database_url]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+    assert ends == [("", 0)] * 8
+    engine = database.engine(empty_database_url)
+    schema.check(engine)
+    engine.dispose()
+
+
+def test_a_fresh_schema_and_a_migrated_one_are_equal(
+    empty_database_url: str, database_url: str
+) -> None:
+    execute(empty_database_url, f"CREATE SCHEMA {SCHEMA}")
+    with connected(empty_database_url) as connection, connection.begin():
+        Base.metadata.create_all(connection)
+    assert everything(empty_database_url) == everything(database_url)
+
+
+def test_autogenerate_has_nothing_to_propose(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert compare_metadata(context(connection), Base.metadata) == []
+
+
+def test_only_the_scope_keeps_autogenerate_from_dropping_optunas_tables(engine: Engine) -> None:
+    everywhere = SCOPE | {"include_name": lambda name, kind, parents: True}
+    with engine.connect() as connection:
+        proposed = compare_metadata(context(connection, everywhere), Base.metadata)
+    dropped = {operation[1].name for operation in proposed if operation[0] == "remove_table"}
+    assert {"studies", "trials", "trial_values", "alembic_version"} <= dropped
+
+
+def context(connection: Connection, scope: dict[str, Any] = SCOPE) -> MigrationContext:
+    return MigrationContext.configure(connection, opts=scope)
+
+
+def test_optunas_tables_are_as_optuna_makes_them(empty_database_url: str, engine: Engine) -> None:
+    stock = RDBStorage(empty_database_url)
+    assert tables(stock.engine) == tables(engine)
+    assert tables(stock.engine, SCHEMA) == set()
+    assert schema.current(stock.engine) == Revisions(None, stock.get_current_version())
+    assert schema.head().optuna == stock.get_head_version()
+    stock.engine.dispose()
+
+
+def test_stock_optuna_opens_the_database(database_url: str) -> None:
+    url = database.database_url_for_stock(database_url)
+    study = optuna.create_study(study_name="stock", storage=url)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert optuna.study.get_all_study_names(url) == ["stock"]
+    assert len(optuna.load_study(study_name="stock", storage=url).trials) == 2
+
+
+def test_upgrading_again_changes_nothing(database_url: str) -> None:
+    before = everything(database_url)
+    schema.upgrade(database_url)
+    assert everything(database_url) == before
+
+
+def test_an_unfinished_upgrade_is_finished(empty_database_url: str) -> None:
+    RDBStorage(empty_database_url).engine.dispose()
+    engine = database.engine(empty_database_url)
+    schema.ensure(engine)
+    assert schema.current(engine) == schema.head()
+    engine.dispose()
+
+
+def test_ensure_makes_the_tables_of_an_empty_database(empty_database_url: str) -> None:
+    engine = database.engine(empty_database_url)
+    with pytest.raises(SchemaOutOfDate, match="no studyhall tables: run `studyhall db upgrade`"):
+        schema.check(engine)
+    schema.ensure(engine)
+    schema.check(engine)
+    engine.dispose()
+
+
+def test_a_check_of_a_good_database_is_one_statement(engine: Engine) -> None:
+    statements: list[str] = []
+
+    def listen(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    sqlalchemy.event.listen(engine, "before_cursor_execute", listen)
+    schema.ensure(engine)
+    assert len(statements) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "revision", "message"),
+    [
+        ("service.alembic_version", "9999", "upgraded by a newer studyhall: install that version"),
+        ("public.alembic_version", "v9.9.9.a", "upgraded by a newer optuna: install that version"),
+        ("public.alembic_version", "v3.0.0.d", "is out of date .* run `studyhall db upgrade`"),
+    ],
+)
+def test_another_version_is_refused_in_one_line(
+    engine: Engine, database_url: str, table: str, revision: str, message: str
+) -> None:
+    execute(database_url, f"UPDATE {table} SET version_num = '{revision}'")
+    for refuse in (schema.check, schema.ensure):
+        with pytest.raises(SchemaOutOfDate, match=message) as caught:
+            refuse(engine)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["service.alembic_version", "public.alembic_version"])
+def test_a_newer_database_is_not_upgraded(database_url: str, table: str) -> None:
+    execute(database_url, f"UPDATE {table} SET version_num = 'x9'")
+    with pytest.raises(SchemaOutOfDate, match="upgraded by a newer"):
+        schema.upgrade(database_url)
+
+
+def test_optunas_older_tables_are_upgraded(engine: Engine, database_url: str) -> None:
+    execute(database_url, "UPDATE public.alembic_version SET version_num = 'v3.0.0.d'")
+    schema.upgrade(engine)
+    assert schema.current(engine) == schema.head()
+
+
+def test_a_role_that_may_not_make_tables_is_told_so(
+    server_url: str, empty_database_url: str
+) -> None:
+    with role(server_url, "studyhall_guest") as name:
+        url = sqlalchemy.make_url(empty_database_url).set(username=name, password="guest")
+        with pytest.raises(DatabaseError, match="cannot be upgraded: permission denied"):
+            schema.upgrade(url)
+
+
+def test_a_role_whose_name_hides_optunas_tables_is_refused(
+    server_url: str, empty_database_url: str
+) -> None:
+    with role(server_url, SCHEMA, "SUPERUSER") as name:
+        url = sqlalchemy.make_url(empty_database_url).set(username=name, password="guest")
+        with pytest.raises(DatabaseError, match="hides Optuna's tables: use a role of another"):
+            schema.upgrade(url)
+        execute(empty_database_url, f'REASSIGN OWNED BY "{name}" TO CURRENT_USER')
+
+
+@contextmanager
+def role(server_url: str, name: str, attributes: str = "") -> Iterator[str]:
+    execute(server_url, f"CREATE ROLE \"{name}\" LOGIN PASSWORD 'guest' {attributes}")
+    try:
+        yield name
+    finally:
+        execute(server_url, f'DROP ROLE "{name}"')
+
+
+def test_a_server_that_is_not_there_is_one_line_without_the_password() -> None:
+    engine = database.engine("postgresql://user:secret@localhost:1/name")
+    with pytest.raises(DatabaseError) as caught:
+        schema.check(engine)
+    line = str(caught.value)
+    assert line.startswith("cannot reach the database localhost:1/name: Connection refused")
+    assert "secret" not in line and "\n" not in line
+
+
+def test_a_database_that_does_not_exist_is_named(database_url: str) -> None:
+    url = sqlalchemy.make_url(database_url).set(database="nowhere")
+    with pytest.raises(DatabaseError, match='"nowhere" does not exist: create the database'):
+        schema.current(database.engine(url))
