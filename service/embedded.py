@@ -21,13 +21,16 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -37,11 +40,14 @@ from service.errors import DatabaseError
 USER = DATABASE = "studyhall"
 PORT = 5432
 SOCKET = f".s.PGSQL.{PORT}"
+ENCRYPTION_REQUEST = struct.pack("!ii", 8, 80877103)
+"""The protocol's SSLRequest, which a server answers before anything else, with one byte."""
+
 PATIENCE = 120.0
 """Seconds to wait for a server that starts, recovers from a crash or shuts down."""
 
-STOPPED = 10.0
-"""Seconds to wait for the last process of a server that was told to stop, or was killed."""
+ORPHANS = 10.0
+"""Seconds in which what a killed postmaster left behind notices and ends."""
 
 LARGE_LOG = 8 * 2**20
 LITTLE_SPACE = 64 * 2**20
@@ -90,6 +96,12 @@ class Folder:
     def log(self) -> Path:
         return self.root / "server.log"
 
+    @property
+    def link(self) -> Path:
+        """A short and plain path that may lead to ``data``, one for each user and home."""
+        name = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
+        return Path(f"/tmp/studyhall-{os.getuid()}-{name}")
+
 
 def find(home: Path) -> str | None:
     """The URL of the home's server if it is running and takes connections."""
@@ -97,11 +109,8 @@ def find(home: Path) -> str | None:
     if not folder.data.is_dir() or _status(folder) != "ready":
         return None
     address = _address(folder)
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(f"{address}/{SOCKET}")
-        except OSError:
-            return None
+    if not _answers(f"{address}/{SOCKET}"):
+        return None
     return f"postgresql+psycopg2://{USER}@:{PORT}/{DATABASE}?host={address}"
 
 
@@ -137,9 +146,9 @@ def stop(home: Path) -> bool:
         with _locked(folder.lock), folder.alive.open("a+") as alive:
             if _try_lock(alive):
                 return False
-            if _in_sight(folder):
-                _shut_down(folder)
-            _await_end(folder, alive)
+            _shut_down(folder, alive)
+            if folder.link.is_symlink():
+                folder.link.unlink()
     except OSError as error:
         raise DatabaseError(_hopeless(folder, error)) from error
     return True
@@ -170,17 +179,18 @@ def _launch(folder: Folder, alive: IO[str]) -> None:
     alive.flush()
     _roll_log(folder.log)
     if not (folder.data / "PG_VERSION").exists():
-        _initialise(folder)
-    (folder.data / "postmaster.pid").unlink(missing_ok=True)
+        _initialise(folder, alive)
+    for stale in ("postmaster.pid", f"{SOCKET}.lock"):
+        (folder.data / stale).unlink(missing_ok=True)
     major = (folder.data / "PG_VERSION").read_text().strip()
     account = postgres.owner(folder.data)
-    programs = postgres.programs(major, account)
+    pg_ctl = postgres.programs(major, account) / "pg_ctl"
     arguments = ["start", "-w", "-t", str(int(PATIENCE)), "-D", postgres.HERE]
-    pg_ctl, keep = programs / "pg_ctl", (alive.fileno(),)
-    _run(folder, "cannot be started", pg_ctl, *arguments, account=account, keep=keep)
+    run = partial(_run, folder, "cannot be started", account=account, alive=alive)
+    run(pg_ctl, *arguments, cwd=folder.data)
 
 
-def _initialise(folder: Folder) -> None:
+def _initialise(folder: Folder, alive: IO[str]) -> None:
     """Make the cluster aside and move it into place: a half-made one is never taken for one."""
     if folder.data.exists():
         raise DatabaseError(
@@ -195,23 +205,23 @@ def _initialise(folder: Folder) -> None:
     try:
         if account:
             os.chown(new, account.uid, account.gid)
-        _fill(folder, new, programs, account)
+        _fill(folder, new, programs, account, alive)
         new.rename(folder.data)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _fill(folder: Folder, new: Path, programs: Path, account: postgres.Account | None) -> None:
+def _fill(
+    folder: Folder, new: Path, programs: Path, account: postgres.Account | None, alive: IO[str]
+) -> None:
     """initdb, our configuration, our database."""
-    failing = "cannot be made"
-    initdb, single = programs / "initdb", programs / "postgres"
+    run = partial(_run, folder, "cannot be made", account=account, alive=alive, cwd=new)
     options = ["-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "--data-checksums"]
-    _run(folder, failing, initdb, "-D", postgres.HERE, *options, account=account, cwd=new)
+    run(programs / "initdb", "-D", postgres.HERE, *options)
     with (new / "postgresql.conf").open("a") as configuration:
         configuration.write(CONFIGURATION)
-    arguments = ["--single", "-c", "exit_on_error=on", "-D", postgres.HERE, "postgres"]
-    statement = f"CREATE DATABASE {DATABASE}\n"
-    _run(folder, failing, single, *arguments, account=account, cwd=new, stdin=statement)
+    single = ["--single", "-c", "exit_on_error=on", "-D", postgres.HERE, "postgres"]
+    run(programs / "postgres", *single, stdin=f"CREATE DATABASE {DATABASE}\n")
 
 
 def _run(
@@ -220,25 +230,26 @@ def _run(
     program: Path,
     *arguments: str,
     account: postgres.Account | None,
-    cwd: Path | None = None,
-    keep: tuple[int, ...] = (),
+    alive: IO[str],
+    cwd: Path,
     stdin: str = "",
 ) -> None:
     """Run one of PostgreSQL's programs in the cluster's folder, its output going to the log.
 
-    A session of its own keeps the terminal's Ctrl-C away from it and from the server.
+    A session of its own keeps the terminal's Ctrl-C away from it and from the server. It inherits
+    ``alive``, so that nobody touches the cluster while it or the server runs, whoever is killed.
     """
     with folder.log.open("a") as log:
         since = log.tell()
         try:
             result = subprocess.run(
                 [str(program), *arguments],
-                cwd=cwd or folder.data,
+                cwd=cwd,
                 env=postgres.environment(),
                 input=stdin.encode(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=keep,
+                pass_fds=(alive.fileno(),),
                 start_new_session=True,
                 umask=0o077,
                 check=False,
@@ -251,31 +262,30 @@ def _run(
         raise DatabaseError(_failure(folder, failing, since))
 
 
-def _in_sight(folder: Folder) -> bool:
-    """Whether the postmaster is a process that we can see; orphans of a killed one end alone."""
-    status, pid = _status(folder), _pid(folder)
-    return status is not None and pid is not None and postgres.works_in(pid, folder.data)
+def _shut_down(folder: Folder, alive: IO[str]) -> None:
+    """Ask for PostgreSQL's fast shutdown. What a killed postmaster left behind ends alone."""
+    pid = _pid(folder)
+    in_sight = pid is not None and postgres.works_in(pid, folder.data)
+    if pid is not None and in_sight:
+        os.kill(pid, signal.SIGINT)
+    if _await_end(folder, alive, PATIENCE if in_sight else ORPHANS):
+        return
+    if in_sight:
+        raise DatabaseError(_failure(folder, "does not stop"))
+    raise DatabaseError(
+        f"the embedded PostgreSQL in {folder.data} runs on {_host(folder)}, or in a container "
+        "there, and cannot be stopped from here: stop it there"
+    )
 
 
-def _shut_down(folder: Folder) -> None:
-    major = (folder.data / "PG_VERSION").read_text().strip()
-    account = postgres.owner(folder.data)
-    pg_ctl = postgres.programs(major, account) / "pg_ctl"
-    arguments = ["stop", "-m", "fast", "-w", "-t", str(int(PATIENCE)), "-D", postgres.HERE]
-    _run(folder, "does not stop", pg_ctl, *arguments, account=account)
-
-
-def _await_end(folder: Folder, alive: IO[str]) -> None:
-    """Wait until no process of the server lives."""
-    deadline = time.monotonic() + STOPPED
+def _await_end(folder: Folder, alive: IO[str], patience: float) -> bool:
+    """Wait until no process of the server lives; False if one still does."""
+    deadline = time.monotonic() + patience
     while not _try_lock(alive):
         if time.monotonic() > deadline:
-            host = folder.alive.read_text() or "another machine"
-            raise DatabaseError(
-                f"the embedded PostgreSQL in {folder.data} runs on {host}, or in a container "
-                "there, where it cannot be stopped from here: stop it there"
-            )
+            return False
         time.sleep(0.02)
+    return True
 
 
 def _pid(folder: Folder) -> int | None:
@@ -283,6 +293,18 @@ def _pid(folder: Folder) -> int | None:
         return int((folder.data / "postmaster.pid").read_text().split("\n", 1)[0])
     except (OSError, ValueError):
         return None
+
+
+def _answers(path: str) -> bool:
+    """Ask for encryption: the kernel connects to a hanging server too, but does not answer."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5.0)
+        try:
+            client.connect(path)
+            client.sendall(ENCRYPTION_REQUEST)
+            return client.recv(1) in (b"N", b"S")
+        except OSError:
+            return False
 
 
 def _status(folder: Folder) -> str | None:
@@ -300,8 +322,7 @@ def _address(folder: Folder) -> str:
     """
     if PLAIN_ADDRESS.fullmatch(str(folder.data)):
         return str(folder.data)
-    name = hashlib.sha256(os.fsencode(folder.data)).hexdigest()[:16]
-    link = Path(f"/tmp/studyhall-{os.getuid()}-{name}")
+    link = folder.link
     try:
         link.symlink_to(folder.data)
     except FileExistsError:
@@ -328,12 +349,17 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def _refuse_other_host(folder: Folder) -> None:
-    host = folder.alive.read_text()
-    if _status(folder) == "ready" and host not in ("", socket.gethostname()):
+    host = _host(folder)
+    if _status(folder) == "ready" and host != socket.gethostname():
         raise DatabaseError(
             f"the embedded PostgreSQL in {folder.data} runs on {host} and cannot be reached from "
             "here: give all machines one PostgreSQL with STUDYHALL_DATABASE_URL"
         )
+
+
+def _host(folder: Folder) -> str:
+    """The machine, as it called itself, that launched the server last."""
+    return folder.alive.read_text() or "another machine"
 
 
 def _roll_log(log: Path) -> None:
@@ -352,11 +378,12 @@ def _failure(folder: Folder, what: str, since: int = 0) -> str:
 
 
 def _telling_line(lines: Sequence[str]) -> str:
-    """The last line that tells of an error, else the last one that tells of anything."""
-    for pattern in (r"(PANIC|FATAL|ERROR|fatal|error|could not)\b", r"\S"):
-        for line in reversed(lines):
-            if re.search(pattern, line) and "Examine the log output" not in line:
-                return re.sub(r"^.*?(?:PANIC|FATAL|ERROR|error|fatal): +", "", line).strip()
+    """The last line of the server's that tells of an error, else of a program's, else any."""
+    own = [line for line in lines if "could not start server" not in line]
+    for pattern in (r"\b(?:PANIC|FATAL|ERROR): +", r"\b(?:error|fatal): ", r""):
+        for line in reversed(own):
+            if line.strip() and (match := re.search(pattern, line)):
+                return line[match.end() :].strip()
     return "no reason was given"
 
 

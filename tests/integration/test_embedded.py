@@ -1,0 +1,280 @@
+"""The embedded PostgreSQL: found, raced for, killed, moved to awkward places, and never lost."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from service import database, embedded, postgres
+from service.errors import DatabaseError
+
+START = """
+import sys, pathlib
+from service import embedded
+print(embedded.start(pathlib.Path(sys.argv[1])))
+"""
+ROOT = os.geteuid() == 0
+AWKWARD = {
+    "long": "/".join(["a" * 60] * 3),
+    "quotes": 'it\'s "here", $HOME: 100% `true`',
+    "newline": "two\nlines",
+    "accents": "données-été",
+}
+
+
+def starter(home: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", START, str(home)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def postmaster(home: Path) -> int:
+    return int((home / "postgres/data/postmaster.pid").read_text().splitlines()[0])
+
+
+def query(url: str, statement: str) -> str:
+    engine = database.engine(url)
+    with engine.begin() as connection:
+        result = str(connection.execute(sqlalchemy.text(statement)).scalar_one())
+    engine.dispose()
+    return result
+
+
+def remember(url: str) -> None:
+    query(url, "CREATE TABLE memory AS SELECT 'kept' AS word; SELECT word FROM memory")
+
+
+def recall(url: str) -> str:
+    return query(url, "SELECT word FROM memory")
+
+
+def test_it_is_found_while_it_runs_and_keeps_its_data(home: Path) -> None:
+    assert embedded.find(home) is None
+    url = embedded.start(home)
+    remember(url)
+    assert embedded.find(home) == embedded.start(home) == url
+    assert embedded.stop(home) is True
+    assert embedded.find(home) is None
+    assert embedded.stop(home) is False
+    assert recall(embedded.start(home)) == "kept"
+
+
+def test_nothing_is_made_by_looking_for_it(tmp_path: Path) -> None:
+    home = tmp_path / "nobody"
+    assert embedded.find(home) is None
+    assert embedded.stop(home) is False
+    assert not home.exists()
+
+
+def test_many_commands_at_once_start_one_server(home: Path) -> None:
+    starters = [starter(home) for _ in range(6)]
+    ends = [process.communicate(timeout=120) for process in starters]
+    assert {error for _, error in ends} == {""}
+    assert {out.strip() for out, _ in ends} == {embedded.find(home)}
+    launches = (home / "postgres/server.log").read_text().count("listening on Unix socket")
+    assert launches == 1
+
+
+def test_it_outlives_the_command_that_started_it_and_its_ctrl_c(home: Path) -> None:
+    first = starter(home)
+    url = first.communicate(timeout=120)[0].strip()
+    os.kill(postmaster(home), 0)
+    assert os.getsid(postmaster(home)) not in (first.pid, os.getsid(0))
+    assert query(url, "SELECT 1") == "1"
+
+
+def test_a_killed_server_comes_back_with_all_data(home: Path) -> None:
+    remember(embedded.start(home))
+    os.kill(postmaster(home), signal.SIGKILL)
+    assert recall(embedded.start(home)) == "kept"
+
+
+def test_a_killed_server_can_be_stopped(home: Path) -> None:
+    embedded.start(home)
+    os.kill(postmaster(home), signal.SIGKILL)
+    embedded.stop(home)
+    assert embedded.stop(home) is False
+    with (home / "postgres/alive").open() as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_process_id_that_now_belongs_to_another_is_no_obstacle(home: Path) -> None:
+    remember(embedded.start(home))
+    embedded.stop(home)
+    data = home / "postgres/data"
+    account = postgres.owner(data)
+    with subprocess.Popen(["sleep", "60"], **postgres.identity(account)) as other:
+        stale = f"{other.pid}\n{data}\n1\n5432\n.\n\n1 1\nready\n"
+        (data / "postmaster.pid").write_text(stale)
+        assert embedded.find(home) is None
+        assert recall(embedded.start(home)) == "kept"
+        assert other.poll() is None
+        other.kill()
+
+
+def test_a_command_that_is_killed_in_the_middle_leaves_nothing_half_made(home: Path) -> None:
+    for delay in (0.25, 0.45, 0.65):
+        process = starter(home)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert query(embedded.start(home), "SELECT current_database()") == "studyhall"
+    assert list((home / "postgres").glob("new-*")) == []
+
+
+@pytest.mark.parametrize("kind", AWKWARD)
+def test_the_home_may_have_an_awkward_path(home: Path, kind: str) -> None:
+    awkward = home / AWKWARD[kind]
+    try:
+        url = embedded.start(awkward)
+        assert query(url, "SELECT 1") == "1"
+        assert re.fullmatch(r"[A-Za-z0-9+:/@?=._-]+", url)
+        assert embedded.start(awkward) == url
+    finally:
+        assert embedded.stop(awkward)
+    assert not embedded.Folder(awkward).link.is_symlink()
+
+
+def test_a_link_of_somebody_else_is_not_followed(home: Path) -> None:
+    long = home / AWKWARD["long"]
+    embedded.start(long)
+    link = embedded.Folder(long).link
+    link.unlink()
+    link.symlink_to("/nowhere")
+    try:
+        with pytest.raises(DatabaseError, match="belongs to somebody else"):
+            embedded.start(long)
+    finally:
+        link.unlink()
+        assert embedded.stop(long)
+
+
+def test_only_its_owner_can_reach_the_socket(home: Path) -> None:
+    embedded.start(home)
+    status = (home / "postgres/data").stat()
+    assert status.st_mode & 0o777 == 0o700
+    assert (status.st_uid == os.getuid()) is not ROOT
+    assert query(embedded.start(home), "SHOW listen_addresses") == ""
+
+
+@pytest.mark.skipif(not ROOT, reason="permissions do not bind an owner")
+def test_root_widens_no_permission(home: Path) -> None:
+    hidden = home / "hidden"
+    hidden.mkdir(mode=0o700)
+    try:
+        embedded.start(hidden)
+        assert hidden.stat().st_mode & 0o777 == 0o700
+        assert (hidden / "postgres").stat().st_mode & 0o777 == 0o700
+    finally:
+        embedded.stop(hidden)
+
+
+@pytest.mark.skipif(not ROOT, reason="only root runs the server under another account")
+def test_programs_that_the_account_cannot_reach_are_copied(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.chmod(0o755)
+    monkeypatch.setattr(postgres, "SHARED", home / "shared")
+    monkeypatch.setattr(postgres, "_runs", lambda *_: False)
+    assert query(embedded.start(home), "SELECT 1") == "1"
+    executable = os.readlink(f"/proc/{postmaster(home)}/exe")
+    assert executable.startswith(str(home / "shared"))
+
+
+def test_it_is_durable_and_has_room_for_many_workers(home: Path) -> None:
+    url = embedded.start(home)
+    expected = {
+        "max_connections": "200",
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "data_checksums": "on",
+        "dynamic_shared_memory_type": "mmap",
+        "TimeZone": "UTC",
+        "server_encoding": "UTF8",
+    }
+    assert {name: query(url, f"SHOW {name}") for name in expected} == expected
+
+
+def test_the_clients_environment_does_not_reach_the_server(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPORT", "5999")
+    monkeypatch.setenv("PGDATA", "/nowhere")
+    monkeypatch.setenv("LC_ALL", "xx_XX.nonsense")
+    assert query(embedded.start(home), "SHOW port") == "5432"
+
+
+def test_a_broken_configuration_is_one_line_that_names_the_log(home: Path) -> None:
+    embedded.start(home)
+    embedded.stop(home)
+    with (home / "postgres/data/postgresql.conf").open("a") as configuration:
+        configuration.write("max_connections = many\n")
+    with pytest.raises(DatabaseError) as caught:
+        embedded.start(home)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("the embedded PostgreSQL cannot be started: ")
+    assert "postgresql.conf" in line and f"(log: {home}/postgres/server.log" in line
+
+
+def test_a_folder_that_is_no_cluster_is_left_alone(home: Path) -> None:
+    precious = home / "postgres/data/precious"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    with pytest.raises(DatabaseError, match="exists but is no PostgreSQL cluster"):
+        embedded.start(home)
+    assert precious.read_text() == "mine"
+
+
+def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatabaseError, match="Not a directory: name another home"):
+        embedded.start(tmp_path / "file")
+
+
+def test_a_server_on_another_machine_is_named(home: Path) -> None:
+    """A home on a network file system: the other machine holds the lock, its socket is deaf."""
+    folder = embedded.Folder(home)
+    embedded.start(home)
+    embedded.stop(home)
+    folder.alive.write_text("host-far-away")
+    pid = folder.data / "postmaster.pid"
+    pid.write_text("1\nx\n1\n5432\n.\n\n1 1\nready\n")
+    with folder.alive.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(DatabaseError, match="runs on host-far-away and cannot be reached"):
+            embedded.start(home)
+    pid.unlink()
+    folder.alive.write_text(socket.gethostname())
+
+
+def test_a_cluster_of_an_unknown_version_is_refused(home: Path) -> None:
+    data = home / "postgres/data"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("9\n")
+    with pytest.raises(DatabaseError, match="PostgreSQL 9 needs the package"):
+        embedded.start(home)
+    shutil.rmtree(data)
+
+
+def test_looking_for_a_running_server_is_quick(home: Path) -> None:
+    embedded.start(home)
+    began = time.perf_counter()
+    for _ in range(20):
+        assert embedded.find(home)
+    assert (time.perf_counter() - began) / 20 < 0.05
