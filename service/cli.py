@@ -371,8 +371,8 @@ def make_study(hall: Hall, asked: dict[str, Any]) -> Study:
 
 def new_spec(asked: dict[str, Any]) -> tuple[Spec, registry.Objective]:
     """A spec from the options, completed by what the objective says of itself."""
-    data_dir = None if asked["data_dir"] is None else str(Path(asked["data_dir"]).absolute())
-    path = None if asked["path"] is None else str(Path(asked["path"]).absolute())
+    data_dir = None if asked["data_dir"] is None else str(Path(asked["data_dir"]).resolve())
+    path = None if asked["path"] is None else str(Path(asked["path"]).resolve())
     objective = registry.configure(
         registry.load(asked["objective"], path),
         samplers.parse_arguments(asked["settings"], "--set"),
@@ -444,7 +444,7 @@ def work(
         conclude(study)
         return
     absolute = [
-        None if folder is None else str(Path(folder).absolute()) for folder in (data_dir, path)
+        None if folder is None else str(Path(folder).resolve()) for folder in (data_dir, path)
     ]
     with display.LiveStatus(out, study.spec.monitor) as live:
         pool = Pool(hall, study, places, live.say, live.show, *absolute)

@@ -8,6 +8,7 @@ waits, ready to start a worker again should one of those trials be interrupted.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,6 +32,10 @@ GRACE_SECONDS = 9.0
 TICK_SECONDS = 0.5
 # A worker that dies so often without finishing a trial would die for ever.
 MAX_DEATHS = 5
+
+
+# What TensorFlow's C++ side says before it can be told to be silent; its errors do pass.
+CHATTER = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|[IW]0000 0")
 
 
 @dataclass
@@ -151,7 +156,7 @@ class Pool:
         slot.process.stdin.write(self._assignment(slot).to_line())
         slot.process.stdin.flush()
         threading.Thread(
-            target=self._relay, args=(slot.name, slot.process.stdout), daemon=True
+            target=self._relay, args=(slot.process.stdout,), daemon=True
         ).start()
 
     def _assignment(self, slot: Slot) -> Assignment:
@@ -167,9 +172,9 @@ class Pool:
             path=self._path,
         )
 
-    def _relay(self, name: str, lines: IO[str]) -> None:
+    def _relay(self, lines: IO[str]) -> None:
         for line in lines:
-            if line.strip():
+            if line.strip() and not CHATTER.match(line):
                 self._say(line.rstrip())
 
     def _end_all(self) -> None:

@@ -8,6 +8,7 @@ seed in every process instead.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -39,6 +40,13 @@ PRUNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "patient": ("PatientPruner", {"wrapped_pruner": "median", "patience": 2}),
     "wilcoxon": ("WilcoxonPruner", {}),
     "none": ("NopPruner", {}),
+}
+# Optuna imports these only when the first trial samples; we want to know before that.
+NEEDED = {
+    "CmaEsSampler": ("cmaes",),
+    "GPSampler": ("scipy", "torch"),
+    "QMCSampler": ("scipy",),
+    "WilcoxonPruner": ("scipy",),
 }
 SHARED_SEED = ("GridSampler", "QMCSampler", "BruteForceSampler")
 
@@ -151,13 +159,14 @@ def _make(kind: str, cls: type, arguments: Mapping[str, Any]) -> Any:
             f"the {kind} {cls.__name__} has no argument {', '.join(map(repr, unknown))}; "
             f"it takes {', '.join(allowed)}"
         )
+    missing = [n for n in NEEDED.get(cls.__name__, ()) if importlib.util.find_spec(n) is None]
+    if missing:
+        raise ConfigurationError(
+            f"the {kind} {cls.__name__} needs a package that is not installed here: "
+            f"pip install {' '.join(missing)}"
+        )
     try:
         return cls(**arguments)
-    except ImportError as error:
-        needed = getattr(error, "name", None) or str(error).splitlines()[0]
-        raise ConfigurationError(
-            f"the {kind} {cls.__name__} needs a package that is not installed: {needed}"
-        ) from error
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigurationError(f"the {kind} {cls.__name__} refuses: {reason}") from error

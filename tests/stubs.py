@@ -127,3 +127,7 @@ class WithData:
 
 
 with_data = WithData()
+
+
+def three(trial: optuna.Trial) -> float:
+    return float(trial.suggest_int("x", 1, 3))
