@@ -1,0 +1,52 @@
+# Everything runs from the project's own folder with relative paths, so the folder may lie anywhere.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install run test lint types tests lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED) ## make .venv with .venv/bin/studyhall, from requirements.lock
+
+run: $(INSTALLED) ## a first study: MNIST, 20 trials, two workers
+	$(BIN)/studyhall run mnist-mlp --data auto --trials 20 --workers 2
+
+test: lint types tests ## lint, types and tests
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+tests: $(INSTALLED) ## pytest, on a PostgreSQL of its own
+	$(BIN)/python -m pytest
+
+lock: ## resolve pyproject.toml's requirements anew into requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade --only-binary :all: setuptools
+	build/lock/bin/python -m pip install --quiet --only-binary :all: '.[dev,dashboard]'
+	{ sed '/^[^#]/,$$d' requirements.lock; \
+	  build/lock/bin/python -m pip freeze --all --exclude pip --exclude studyhall; } > build/lock.txt
+	mv build/lock.txt requirements.lock && rm -rf build/lock
+
+clean: ## remove what the other targets made; studies are kept
+	rm -rf $(VENV) build dist studyhall.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "studyhall needs Python 3.11 or newer, and $(PYTHON) is not:" \
+	       "make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) cannot make $(VENV): on Debian and Ubuntu, install python3-venv" >&2; exit 1; }
+	$(PIP) install --quiet --only-binary :all: --requirement requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
