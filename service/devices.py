@@ -6,10 +6,13 @@ the only moment at which TensorFlow listens to all of it.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from service.errors import ConfigurationError
 
@@ -42,10 +45,55 @@ class Device:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """The cores that this process may use: its affinity's, or fewer by its CPU quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = cpu_quota()
+    return count if quota >= count else max(1, math.ceil(quota))
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """What the control groups of this process grant it, in cores; infinity without a limit.
+
+    A container with a quota (``docker run --cpus 2``) still sees all cores of its machine, and
+    as many threads would spend most of their time throttled.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are mounted.
+    """
+    return min(map(_granted, _cpu_groups(root)), default=math.inf)
+
+
+def _cpu_groups(root: Path) -> Iterator[Path]:
+    """The folders of the group that limits our CPU time and of all above it, cgroup v2 or v1.
+
+    Inside a container the path may be the machine's, of which only the top is mounted.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = PurePosixPath(path)
+        for folder in (group, *group.parents):
+            yield mount / folder.relative_to("/")
+
+
+def _granted(group: Path) -> float:
+    """The cores that one group grants, by ``cpu.max`` (v2) or ``cpu.cfs_*`` (v1)."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def gpus() -> list[str]:
