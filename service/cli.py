@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from service import database, devices, display, embedded, registry, samplers, schema
+from service.devices import Device
 from service.errors import ConfigurationError, StudyhallError, WorkFailed
 from service.pool import Pool
 from service.settings import Settings
@@ -102,7 +103,7 @@ making = options(
 )
 placing = options(
     option("--workers", type=int, help="Worker processes here.  [default: by the devices]"),
-    option("--devices", default="auto", show_default=True, help="auto, cpu or gpu:0,1."),
+    option("--devices", "device", default="auto", show_default=True, help="auto, cpu, gpu:0,1."),
     option("--per-device", type=int, default=1, show_default=True, help="Workers on one GPU."),
 )
 
@@ -145,12 +146,13 @@ def main(ctx: click.Context, database_url: str | None) -> None:
 @placing
 @click.pass_obj
 def run(
-    context: Context, /, workers: int | None, devices: str, per_device: int, **asked: Any
+    context: Context, /, workers: int | None, device: str, per_device: int, **asked: Any
 ) -> None:
     """Create the study, or go on with it, and work here until its budget is spent."""
+    places = devices.places(device, workers, per_device)
     hall = context.hall()
     study = make_study(hall, asked)
-    work(hall, study, workers, devices, per_device, asked["data_dir"], asked["path"])
+    work(hall, study, places, asked["data_dir"], asked["path"])
 
 
 @main.command()
@@ -173,14 +175,15 @@ def worker(
     context: Context,
     study: str,
     workers: int | None,
-    devices: str,
+    device: str,
     per_device: int,
     data_dir: str | None,
     path: str | None,
 ) -> None:
     """Join a study from any machine."""
+    places = devices.places(device, workers, per_device)
     hall = context.hall()
-    work(hall, hall.study(study), workers, devices, per_device, data_dir, path)
+    work(hall, hall.study(study), places, data_dir, path)
 
 
 @main.command()
@@ -197,16 +200,17 @@ def resume(
     trials: int | None,
     timeout: float | None,
     workers: int | None,
-    devices: str,
+    device: str,
     per_device: int,
     data_dir: str | None,
     path: str | None,
 ) -> None:
     """Go on with an interrupted, stopped or finished study; --trials is its new total."""
+    places = devices.places(device, workers, per_device)
     hall = context.hall()
     found = hall.study(study)
     found.resume(trials, timeout)
-    work(hall, found, workers, devices, per_device, data_dir, path)
+    work(hall, found, places, data_dir, path)
 
 
 @main.command()
@@ -429,28 +433,17 @@ def given(asked: dict[str, Any], stored: Spec) -> dict[str, Any]:
 
 
 def work(
-    hall: Hall,
-    study: Study,
-    workers: int | None,
-    device: str,
-    per_device: int,
-    data_dir: str | None,
-    path: str | None,
+    hall: Hall, study: Study, places: list[Device], data_dir: str | None, path: str | None
 ) -> None:
     """Run a pool of workers on the study, say how it ended, and leave with its exit code."""
-    places = devices.places(device, workers, per_device)
-    before = study.progress()
-    if before.state in ("finished", "stopped"):
-        conclude(study)
-        return
-    absolute = [
-        None if folder is None else str(Path(folder).resolve()) for folder in (data_dir, path)
-    ]
-    with display.LiveStatus(out, study.spec.monitor) as live:
-        pool = Pool(hall, study, places, live.say, live.show, *absolute)
-        code = pool.run()
-    if code:
-        sys.exit(code)
+    if study.progress().state not in ("finished", "stopped"):
+        folders = [
+            None if name is None else str(Path(name).resolve()) for name in (data_dir, path)
+        ]
+        with display.LiveStatus(out, study.spec.monitor) as live:
+            code = Pool(hall, study, places, live.say, live.show, *folders).run()
+        if code:
+            sys.exit(code)
     conclude(study)
 
 

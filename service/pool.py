@@ -155,9 +155,7 @@ class Pool:
         assert slot.process.stdin is not None and slot.process.stdout is not None
         slot.process.stdin.write(self._assignment(slot).to_line())
         slot.process.stdin.flush()
-        threading.Thread(
-            target=self._relay, args=(slot.process.stdout,), daemon=True
-        ).start()
+        threading.Thread(target=self._relay, args=(slot.process.stdout,), daemon=True).start()
 
     def _assignment(self, slot: Slot) -> Assignment:
         settings = self._hall.settings

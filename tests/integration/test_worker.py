@@ -11,9 +11,9 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy
+import stubs
 from optuna.trial import TrialState
 
-import stubs
 from service import Budget, ConfigurationError, DataMismatch, Hall, Spec, Study, leases, registry
 from service.storage import StudyStorage
 from service.worker import Worker
@@ -264,7 +264,7 @@ def test_the_first_workers_data_are_the_studys_and_others_are_refused(
     theirs = registry.configure(stubs.with_data, {}, None, str(tmp_path / "b"))
     study.check_data(mine)
     study.check_data(mine)
-    with pytest.raises(DataMismatch, match="here b{16} from folder b, there a{16} from folder a"):
+    with pytest.raises(DataMismatch, match=r"here b{16} from folder b, there a{16} from folder a"):
         study.check_data(theirs)
     progress = study.progress()
     assert progress.data is not None and progress.data["fingerprint"] == "a" * 64

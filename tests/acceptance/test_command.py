@@ -1,0 +1,171 @@
+"""The command as its user meets it: promises of output, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from conftest import Shell
+
+STATUS_KEYS = [
+    "study",
+    "objective",
+    "state",
+    "n_trials",
+    "complete",
+    "pruned",
+    "failed",
+    "running",
+    "interrupted",
+    "workers",
+    "best",
+    "eta_seconds",
+    "data",
+]
+TRIAL_KEYS = [
+    "number",
+    "state",
+    "value",
+    "params",
+    "intermediate_values",
+    "duration_seconds",
+    "attempts",
+    "worker",
+    "cause",
+]
+
+
+def test_run_to_the_end_then_again(shell: Shell) -> None:
+    done = shell("run", "stubs:stepped", "--trials", "6", "--workers", "2", "--study", "s")
+    assert "the budget is spent (6 of 6 trials)" in done.stdout
+    again = shell("run", "stubs:stepped", "--trials", "6", "--workers", "2", "--study", "s")
+    assert "the budget is spent (6 of 6 trials)" in again.stdout
+    assert "trial 6" not in again.stdout
+
+    status = shell.json("status", "s", "--json")
+    assert set(STATUS_KEYS) <= set(status)
+    assert (status["state"], status["n_trials"]) == ("finished", 6)
+    assert set(status["best"]) >= {"number", "value", "params", "epoch"}
+    assert [row["study"] for row in shell.json("status", "--json")] == ["s"]
+    assert "s" in shell("status").stdout
+
+    trials = shell.json("trials", "s", "--format", "json")
+    assert [row["number"] for row in trials] == list(range(6))
+    assert all(set(TRIAL_KEYS) <= set(row) for row in trials)
+    assert [row["number"] for row in shell.json("trials", "s", "--format", "json", "--limit", "2")]
+    lines = list(csv.DictReader(io.StringIO(shell("trials", "s", "--format", "csv").stdout)))
+    assert [float(row["params_x"]) for row in lines] == [row["params"]["x"] for row in trials]
+    assert "complete" in shell("trials", "s", "--state", "complete").stdout
+
+    best = shell.json("best", "s", "--json")
+    values = [row["value"] for row in trials if row["state"] == "complete"]
+    assert best["value"] == min(values) == status["best"]["value"]
+
+    more = shell("resume", "s", "--trials", "8", "--workers", "1")
+    assert "the budget is spent (8 of 8 trials)" in more.stdout
+
+
+def test_create_then_worker_needs_only_the_name(shell: Shell) -> None:
+    shell("create", "stubs:with_data", "--study", "w", "--trials", "3", "--set", "bound=5")
+    assert shell.json("status", "w", "--json")["state"] == "new"
+    shell("worker", "w")
+    status = shell.json("status", "w", "--json")
+    assert (status["state"], status["complete"]) == ("finished", 3)
+    assert status["data"]["source"] == "folder h"
+
+
+def test_objectives_lists_the_built_in_ones_with_their_spaces(shell: Shell) -> None:
+    listed = shell("objectives").stdout
+    for name in ("mnist-mlp", "mnist-cnn", "cifar10-mlp", "cifar10-cnn"):
+        assert name in listed
+    assert "learning_rate" in listed and "num_conv_layers" in listed
+
+
+def test_help_shows_an_environment_variable_for_every_option(shell: Shell) -> None:
+    for command in ("run", "create", "worker", "resume", "status", "trials"):
+        text = " ".join(shell(command, "--help").stdout.split())
+        flags = [word for word in text.split() if word.startswith("--")]
+        assert text.count("env var: STUDYHALL_") >= len(set(flags) - {"--help"}), text
+
+
+def test_database_commands(shell: Shell) -> None:
+    assert "up to date" in shell("db", "check").stdout
+    assert "newest schema" in shell("db", "upgrade").stdout
+    assert shell("db", "url").stdout.startswith("postgresql+psycopg2://")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("run mnist-mpl", 2, "did you mean 'mnist-mlp'"),
+        ("run stubs:nothing", 2, "module 'stubs' has no 'nothing'"),
+        ("run nowhere:objective", 2, "No module named 'nowhere'"),
+        ("run stubs:WithData", 2, "is a class; name an instance"),
+        ("run stubs:quick --set a=1", 2, "takes no settings"),
+        ("run stubs:with_data --set b=1", 2, "unknown setting 'b'; allowed: bound"),
+        ("run stubs:with_data --set b", 2, "KEY=VALUE"),
+        ("run stubs:quick --sampler tpee", 2, "known: tpe, random, grid"),
+        ("run stubs:quick --sampler tpe --sampler-arg n=1", 2, "has no argument 'n'"),
+        ("run stubs:quick --sampler grid", 2, "needs a grid"),
+        ("run stubs:quick --pruner medium", 2, "known: median, hyperband"),
+        ("run stubs:quick --pruner median --pruner-arg n_startup_trials=-1", 2, "refuses"),
+        ("run stubs:quick --trials 0", 2, "at least one trial"),
+        ("run stubs:quick --timeout soon", 2, "not a duration"),
+        ("run stubs:quick --workers 0", 2, "--workers must be at least 1"),
+        ("run stubs:quick --devices tpu", 2, "--devices takes auto, cpu or gpu"),
+        ("run stubs:with_data --direction minimize", 2, "direction is maximize"),
+        ("run mnist-mlp --set epoch=3", 2, "epochs"),
+        ("run mnist-mlp --set epochs=many", 2, "epochs"),
+        ("run mnist-mlp --set monitor=val_f1", 2, "val_accuracy"),
+        ("run mnist-mlp --data-dir /nowhere", 2, "/nowhere"),
+        ("status nothing", 2, "there is no study 'nothing'; studies here: none yet"),
+        ("worker nothing", 2, "there is no study"),
+        ("best nothing", 2, "there is no study"),
+        ("--database-url mysql://x/y status", 2, "must be PostgreSQL"),
+        ("--database-url postgresql://u:secret@127.0.0.1:9/d status", 3, "cannot reach"),
+        ("frobnicate", 2, "No such command"),
+    ],
+)
+def test_a_mistake_is_one_line_and_its_exit_code(
+    shell: Shell, words: str, code: int, said: str
+) -> None:
+    done = shell(*words.split(), check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr and "secret" not in done.stderr
+    message = [line for line in done.stderr.splitlines() if not line.startswith(("Usage", "Try"))]
+    assert len([line for line in message if line]) == 1
+    assert shell.json("status", "--json") == []
+
+
+def test_options_that_contradict_the_stored_spec_are_refused(shell: Shell) -> None:
+    shell("create", "stubs:with_data", "--study", "c", "--trials", "3", "--seed", "7")
+    shell("create", "stubs:with_data", "--study", "c", "--trials", "3", "--seed", "7")
+    for words, said in (
+        (["--trials", "4"], "trials is 3, not 4"),
+        (["--seed", "8"], "seed is 7, not 8"),
+        (["--pruner", "none"], "pruner is 'median', not 'none'"),
+        (["--set", "bound=2"], "'bound': 1.0}, not {'bound': 2.0}"),
+    ):
+        done = shell("run", "stubs:with_data", "--study", "c", *words, check=False)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_other_data_are_refused_with_both_sources(shell: Shell) -> None:
+    shell("create", "stubs:with_data", "--study", "d", "--data-dir", "apples")
+    done = shell("worker", "d", "--data-dir", "bananas", check=False)
+    assert done.returncode == 2
+    assert "folder b" in done.stdout and "folder a" in done.stdout
+
+
+def test_a_study_whose_trials_all_fail_ends_with_one(shell: Shell) -> None:
+    done = shell("run", "stubs:failing", "--study", "f", "--trials", "9", check=False)
+    assert done.returncode == 1
+    assert "5 trials failed in a row" in done.stderr
+    assert "ZeroDivisionError: the divisor was nought" in done.stderr
+    rows = shell.json("trials", "f", "--format", "json")
+    assert rows[0]["cause"] == "error" and "Traceback" in rows[0]["detail"]
+    done = shell("best", "f", check=False)
+    assert (done.returncode, "no trial" in done.stderr) == (1, True)
