@@ -193,7 +193,6 @@ class KerasObjective:
         training.prepare(getattr(trial, "seed", trial.number))
         batch_size = trial.suggest_categorical("batch_size", self.settings.batch_sizes)
         model = self._built(trial, dataset)
-        training.check_monitor(model, dataset, self.monitor)
         result = training.fit(
             model,
             dataset,

@@ -93,15 +93,15 @@ def _chunks(indices: Array) -> Iterator[Array]:
 def _draw_digits(digit: int, n: int, rng: np.random.RandomState) -> Array:
     ends = _segments(_GLYPHS[digit])
     segments = np.repeat(ends[None], n, axis=0)
-    wobble = _between(rng, -0.14, 0.14, (n, *ends.shape))
-    segments = _placed(segments + wobble, rng, size=(0.50, 0.80), turn=0.25, shift=0.20)
+    wobble = _between(rng, -0.12, 0.12, (n, *ends.shape))
+    segments = _placed(segments + wobble, rng, size=(0.55, 0.85), turn=0.17, shift=0.14)
     distance = _distance(segments, 28)
     width = _between(rng, 0.03, 0.12, (n, 1))
     ink = np.clip(1.0 - (distance - width) / np.float32(0.08), 0, 1)
-    ink *= _between(rng, 0.45, 1.0, (n, 1))
-    scratch = _between(rng, -1, 1, (n, 2, 2, 2))
+    ink *= _between(rng, 0.5, 1.0, (n, 1))
+    scratch = _between(rng, -1, 1, (n, 1, 2, 2))
     ink = np.maximum(ink, 0.7 * np.clip(1.4 - _distance(scratch, 28) / np.float32(0.05), 0, 1))
-    ink += _between(rng, -0.30, 0.30, ink.shape)
+    ink += _between(rng, -0.25, 0.25, ink.shape)
     return _bytes(ink).reshape(n, 28, 28)
 
 
@@ -159,14 +159,14 @@ def _grid(side: int) -> tuple[Array, Array]:
 
 def _draw_shapes(shape: int, n: int, rng: np.random.RandomState) -> Array:
     px, py = _grid(32)
-    cos, sin = _rotation(_between(rng, -0.35, 0.35, (n, 1)))
+    cos, sin = _rotation(_between(rng, -0.17, 0.17, (n, 1)))
     size_x, size_y = (_between(rng, 0.40, 0.75, (n, 1)) for _ in range(2))
     x, y = px - _between(rng, -0.3, 0.3, (n, 1)), py - _between(rng, -0.3, 0.3, (n, 1))
     x, y = (cos * x + sin * y) / size_x, (cos * y - sin * x) / size_y
     inside = np.clip(_SHAPES[shape](x, y) * np.float32(6) + np.float32(0.5), 0, 1)
-    strength = _between(rng, 0.35, 1.0, (n, 1, 1))
-    back, front = (_between(rng, 0, 1, (n, 1, 3)) for _ in range(2))
-    image = back + (front - back) * (inside[..., None] * strength)
+    back = _between(rng, 0, 1, (n, 1, 3))
+    front = (back + _between(rng, 0.2, 0.8, (n, 1, 3))) % 1
+    image = back + (front - back) * inside[..., None]
     slope = _between(rng, -0.25, 0.25, (n, 1, 3))
     image += slope * px[..., None] - slope[..., ::-1] * py[..., None]
     image += _between(rng, -0.15, 0.15, image.shape)

@@ -14,6 +14,7 @@ from objectives.errors import MonitorError, TrialStopped
 from objectives.settings import Direction
 
 _EXAMPLES_PER_EXECUTION = 8192
+_VALIDATION_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,15 @@ def prepare(seed: int) -> None:
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
+        _prepare_tensorflow()
 
 
-def check_monitor(model: Any, dataset: Dataset, monitor: str) -> None:
-    """Tries the model on a few examples and looks for the monitor in what comes out.
+def _prepare_tensorflow() -> None:
+    import tensorflow as tf
 
-    Raises:
-        MonitorError: It is not there.
-    """
-    x, y = dataset.validation
-    logs = model.evaluate(x[:2], y[:2], batch_size=2, verbose=0, return_dict=True)
-    _require(monitor, [*logs, *(f"val_{name}" for name in logs)])
+    tf.config.experimental.enable_op_determinism()
+    # It warns of functions that are traced again, as every new trial's model has to be.
+    tf.get_logger().setLevel("ERROR")
 
 
 def fit(
@@ -76,22 +72,26 @@ def fit(
     with every callback's `on_train_end`.
 
     Raises:
+        MonitorError: The model does not produce the monitor; seen before the first epoch.
         optuna.TrialPruned: The pruner ended the trial.
         TrialStopped: The trial's `should_stop` said so between two batches.
-        MonitorError: An epoch's logs lack the monitor.
     """
     import keras
 
+    model.steps_per_execution = _steps_per_execution(model, dataset.train.size, batch_size)
+    _check_monitor(model, dataset, monitor)
     watch = _Watch(model, trial, monitor, direction, patience)
-    model.steps_per_execution = _steps_per_execution(len(dataset.train.x), batch_size)
     model.fit(
         *dataset.train,
         batch_size=batch_size,
         epochs=epochs,
         validation_data=tuple(dataset.validation),
+        validation_batch_size=max(batch_size, _VALIDATION_BATCH),
         callbacks=[
             keras.callbacks.LambdaCallback(
-                on_train_batch_end=watch.batch_ended, on_epoch_end=watch.epoch_ended
+                on_train_batch_end=watch.batch_ended,
+                on_test_batch_end=watch.batch_ended,
+                on_epoch_end=watch.epoch_ended,
             )
         ],
         verbose=0,
@@ -99,9 +99,27 @@ def fit(
     return watch.result()
 
 
-def _steps_per_execution(n: int, batch_size: int) -> int:
-    """Enough batches for one call into the backend; few enough to hear a request to stop."""
-    return max(1, min(n, _EXAMPLES_PER_EXECUTION) // batch_size)
+def _steps_per_execution(model: Any, n: int, batch_size: int) -> int:
+    """How many batches one call into the backend takes.
+
+    Many for a model whose batch takes less time than the call; a convolution's takes so long that
+    a request to stop would have to wait.
+    """
+    if any(len(weight.shape) > 2 for weight in model.weights):
+        return 1
+    return math.ceil(min(n, _EXAMPLES_PER_EXECUTION) / batch_size)
+
+
+def _check_monitor(model: Any, dataset: Dataset, monitor: str) -> None:
+    """Tries the model on a few examples and looks for the monitor in what comes out."""
+    import keras
+
+    own_logs = type(model).train_step is not keras.Model.train_step
+    if own_logs and not monitor.startswith("val_"):
+        return
+    x, y = dataset.validation
+    logs = model.evaluate(x[:2], y[:2], batch_size=2, verbose=0, return_dict=True)
+    _require(monitor, [*logs, *(f"val_{name}" for name in logs)])
 
 
 @dataclass
@@ -119,9 +137,11 @@ class _Watch:
     reason: BaseException | None = None
 
     def batch_ended(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        should_stop = getattr(self.trial, "should_stop", None)
-        if should_stop is not None and should_stop():
-            self._end(TrialStopped(f"stopped in epoch {len(self.history)}"))
+        """After a batch of training or of validation."""
+        if self.reason is None and self._asked_to_stop():
+            self.reason = TrialStopped(f"stopped in epoch {len(self.history)}")
+        if self.reason is not None:
+            self._end(self.reason)
 
     def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self.reason is not None:
@@ -154,12 +174,16 @@ class _Watch:
         if self.patience is not None and epoch - self.best[1] >= self.patience:
             self._end()
 
+    def _asked_to_stop(self) -> bool:
+        should_stop = getattr(self.trial, "should_stop", None)
+        return should_stop is not None and bool(should_stop())
+
     def _better(self, value: float, than: float) -> bool:
         return value > than if self.direction == "maximize" else value < than
 
     def _end(self, reason: BaseException | None = None) -> None:
         self.reason = reason
-        self.model.stop_training = True
+        self.model.stop_training = self.model.stop_evaluating = True
 
 
 def _require(monitor: str, produced: list[str]) -> None:

@@ -1,0 +1,298 @@
+"""Real training on tiny arrays: reporting, pruning, early stop, NaN, requests to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from objectives import BuildError, Dataset, KerasObjective, MonitorError, Settings, TrialStopped
+from objectives.datasets import CallableSource, load_dataset
+from objectives.mnist import cnn, mlp
+from objectives.training import fit, prepare
+
+RNG = np.random.RandomState(0)
+X = RNG.rand(300, 6).astype(np.float32)
+Y = (X[:, :2].sum(axis=1) > 1).astype(np.int32)
+SETTINGS = Settings(epochs=4, patience=None, batch_sizes=(16,))
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def load() -> tuple[np.ndarray, np.ndarray]:
+    return X, Y
+
+
+def build(trial: optuna.Trial, data: Dataset) -> Any:
+    import keras
+
+    rate = trial.suggest_float("rate", 1e-3, 1e-1, log=True)
+    model = keras.Sequential(
+        [
+            keras.Input(data.input_shape),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dropout(0.1),
+            keras.layers.Dense(data.n_classes),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"])
+    return model
+
+
+def objective(builder: Callable[..., Any] = build, **changes: Any) -> KerasObjective:
+    return KerasObjective("tiny", load, builder, SETTINGS.changed(changes))
+
+
+def study(**changes: Any) -> optuna.Study:
+    changes.setdefault("direction", "maximize")
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), **changes)
+
+
+class Listener(optuna.trial.FixedTrial):
+    """A trial that notes what it is told, and does as it is told itself."""
+
+    def __init__(
+        self, *, prune_at: int | None = None, stop_after: int | None = None, seed: int = 5
+    ) -> None:
+        super().__init__({"batch_size": 16, "rate": 0.05})
+        self.reports: list[tuple[int, float]] = []
+        self.asked = 0
+        self.seed = seed
+        self._prune_at = prune_at
+        self._stop_after = stop_after
+
+    def report(self, value: float, step: int) -> None:
+        self.reports.append((step, value))
+
+    def should_prune(self) -> bool:
+        return self._prune_at is not None and self.reports[-1][0] >= self._prune_at
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self._stop_after is not None and self.asked > self._stop_after
+
+
+class Ended:
+    """A builder whose models note that `fit` ended in order, with `on_train_end`."""
+
+    def __init__(self) -> None:
+        self.in_order = False
+
+    def __call__(self, trial: optuna.Trial, data: Dataset) -> Any:
+        import keras
+
+        model, fit_model = build(trial, data), keras.Model.fit
+        end = keras.callbacks.LambdaCallback(on_train_end=self._note)
+
+        def fitted(*args: Any, callbacks: list[Any], **kwargs: Any) -> Any:
+            return fit_model(model, *args, callbacks=[*callbacks, end], **kwargs)
+
+        model.fit = fitted
+        return model
+
+    def _note(self, logs: Any = None) -> None:
+        self.in_order = True
+
+
+def test_each_epoch_is_reported_and_the_best_one_is_the_value() -> None:
+    trial = Listener()
+    value = objective(epochs=5)(trial)
+    assert [step for step, _ in trial.reports] == [0, 1, 2, 3, 4]
+    best = max(value for _, value in trial.reports)
+    assert value == best
+    assert trial.user_attrs["epoch"] == [value for _, value in trial.reports].index(best)
+    assert trial.user_attrs["n_weights"] == 6 * 8 + 8 + 8 * 2 + 2
+
+
+def test_a_loss_is_best_when_it_is_lowest() -> None:
+    trial = Listener()
+    value = objective(monitor="val_loss")(trial)
+    assert value == min(value for _, value in trial.reports)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
+    first, again, other = Listener(seed=1), Listener(seed=1), Listener(seed=2)
+    for trial in (first, other, again):
+        objective(monitor="val_loss")(trial)
+    assert first.reports == again.reports
+    assert first.reports != other.reports
+
+
+def test_every_example_is_trained_on_and_validated_once_an_epoch() -> None:
+    dataset = load_dataset(CallableSource(load), "real", None, SETTINGS)
+    trial = Listener()
+    prepare(0)
+    model = build(trial, dataset)
+    result = fit(
+        model,
+        dataset,
+        epochs=3,
+        batch_size=16,
+        patience=None,
+        monitor="val_accuracy",
+        direction="maximize",
+        trial=trial,
+    )
+    assert int(model.optimizer.iterations) == 3 * math.ceil(dataset.train.size / 16)
+    logits = model.predict(dataset.validation.x, verbose=0)
+    accuracy = (logits.argmax(axis=1) == dataset.validation.y).mean()
+    assert result.history[-1]["val_accuracy"] == pytest.approx(accuracy)
+    assert not result.nan
+
+
+def test_it_ends_when_patience_is_over_and_keeps_the_best() -> None:
+    trial = Listener()
+    value = objective(epochs=60, patience=2)(trial)
+    values = [value for _, value in trial.reports]
+    assert len(values) < 60
+    assert len(values) == trial.user_attrs["epoch"] + 1 + 2
+    assert value == max(values)
+
+
+def test_the_pruner_ends_it_after_fit_has_ended_in_order() -> None:
+    ended, trial = Ended(), Listener(prune_at=1)
+    with pytest.raises(optuna.TrialPruned, match="pruned after epoch 1"):
+        objective(ended)(trial)
+    assert [step for step, _ in trial.reports] == [0, 1]
+    assert ended.in_order
+
+
+class Ordered(BaseException):
+    """What a service raises to take a trial away."""
+
+
+@pytest.mark.parametrize("method", ["report", "should_prune"])
+@pytest.mark.parametrize("kind", [Ordered, KeyboardInterrupt, RuntimeError])
+def test_whatever_the_trial_raises_passes_after_fit_has_ended_in_order(
+    method: str, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(*args: Any, **kwargs: Any) -> None:
+        raise kind("enough")
+
+    ended, trial = Ended(), Listener()
+    monkeypatch.setattr(trial, method, raising)
+    with pytest.raises(kind, match="enough"):
+        objective(ended)(trial)
+    assert ended.in_order
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2, 3])
+def test_a_request_to_stop_is_heard_between_batches_of_training_and_validation(
+    asked: int,
+) -> None:
+    ended, trial = Ended(), Listener(stop_after=asked)
+    with pytest.raises(TrialStopped):
+        objective(ended)(trial)
+    assert ended.in_order
+    assert len(trial.reports) == asked // 2
+
+
+def _broken(loss: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(trial: optuna.Trial, data: Dataset) -> Any:
+        model = build(trial, data)
+        model.compile("sgd", loss, metrics=["accuracy"])
+        return model
+
+    return broken
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_or_infinity_in_any_log_fails_the_trial_and_not_the_study(bad: float) -> None:
+    def loss(y: Any, logits: Any) -> Any:
+        return 0 * logits[:, 0] + bad
+
+    run = study()
+    run.optimize(objective(_broken(loss)), n_trials=2)
+    assert [trial.state for trial in run.trials] == [TrialState.FAIL] * 2
+    assert [trial.intermediate_values for trial in run.trials] == [{}] * 2
+    assert all("epoch" not in trial.user_attrs for trial in run.trials)
+
+
+def test_a_monitor_that_is_not_produced_is_refused_before_the_first_epoch() -> None:
+    trial = Listener()
+    expected = r"'val_auc' is not among .* accuracy, loss, val_accuracy, val_loss"
+    with pytest.raises(MonitorError, match=expected) as error:
+        objective(monitor="val_auc")(trial)
+    assert error.value.cause == "configuration"
+    assert (trial.reports, trial.asked) == ([], 0)
+
+
+def _own_train_step(trial: optuna.Trial, data: Dataset) -> Any:
+    import keras
+
+    class Odd(keras.Sequential):
+        def train_step(self, *args: Any, **kwargs: Any) -> Any:
+            return {**super().train_step(*args, **kwargs), "odd_score": 0.5}
+
+    model = Odd([keras.Input(data.input_shape), keras.layers.Dense(data.n_classes)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])
+    return model
+
+
+def test_a_train_step_of_its_own_may_produce_the_monitor() -> None:
+    trial = Listener()
+    assert objective(_own_train_step, monitor="odd_score")(trial) == 0.5
+    with pytest.raises(MonitorError, match="odd_score"):
+        objective(_own_train_step, monitor="even_score")(trial)
+
+
+def test_a_model_that_cannot_be_built_is_the_trials_fault() -> None:
+    def impossible(trial: optuna.Trial, data: Dataset) -> Any:
+        import keras
+
+        return keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Conv2D(4, 3)])
+
+    with pytest.raises(BuildError, match="cannot be built") as error:
+        objective(impossible)(Listener())
+    assert error.value.cause == "invalid"
+
+
+@pytest.mark.parametrize("raised", [NameError("a bug"), optuna.TrialPruned("not worth it")])
+def test_bugs_and_pruning_in_the_builder_stay_what_they_are(raised: Exception) -> None:
+    def builder(trial: optuna.Trial, data: Dataset) -> Any:
+        raise raised
+
+    with pytest.raises(type(raised)):
+        objective(builder)(Listener())
+
+
+def test_a_study_of_plain_optuna_prunes() -> None:
+    run = study(pruner=optuna.pruners.ThresholdPruner(lower=2.0, n_warmup_steps=1))
+    run.optimize(objective(), n_trials=2)
+    assert [trial.state for trial in run.trials] == [TrialState.PRUNED] * 2
+    assert all(list(trial.intermediate_values) == [0, 1] for trial in run.trials)
+
+
+@pytest.mark.parametrize("built_in", [mlp, cnn], ids=lambda o: o.name)
+def test_a_built_in_learns_under_plain_optuna(built_in: KerasObjective) -> None:
+    small = built_in.configured({"epochs": 2, "train_size": 600}, data="synthetic")
+    run = study(direction=small.direction)
+    easy = {"optimizer": "adam", "learning_rate": 2e-3, "batch_size": 32, "dropout": 0.0}
+    run.enqueue_trial({**easy, "num_conv_layers": 1, "filters_0": 32, "kernel_size": 3})
+    run.optimize(small, n_trials=1)
+    assert run.best_value > 0.2
+    assert run.best_trial.user_attrs["epoch"] in (0, 1)
+
+
+def test_the_docstrings_objective_of_ones_own_works(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = np.column_stack([X, X.sum(axis=1)])
+    np.savetxt("wine.csv", rows, delimiter=",", header="a,b,c,d,e,f,quality", comments="")
+    lines = (KerasObjective.__doc__ or "").split("::\n", 1)[1].split("\n    `load`")[0]
+    names: dict[str, Any] = {}
+    exec("\n".join(line[8:] for line in lines.splitlines()), names)
+    wine = names["wine"].configured({"epochs": 3})
+    run = study(direction=wine.direction)
+    run.optimize(wine, n_trials=1)
+    assert wine.direction == "minimize"
+    assert math.isfinite(run.best_value)
+    assert wine.search_space() == {"batch_size": "one of 32, 64, 128"}
