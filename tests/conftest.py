@@ -53,7 +53,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
+def bare_home() -> Iterator[Path]:
     """A home whose embedded server, if the test starts one, is stopped at the end."""
     with temporary_folder() as folder:
         try:

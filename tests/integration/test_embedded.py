@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy
+from databases import temporary_folder
 
 from service import database, embedded, postgres
 from service.errors import DatabaseError
@@ -31,6 +33,22 @@ AWKWARD = {
     "newline": "two\nlines",
     "accents": "données-été",
 }
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Path]:
+    """A home with a cluster that nobody runs: making one takes a second, copying it does not."""
+    with temporary_folder() as folder:
+        embedded.start(folder)
+        embedded.stop(folder)
+        yield folder
+
+
+@pytest.fixture
+def home(bare_home: Path, made: Path) -> Path:
+    subprocess.run(["cp", "-a", made / "postgres", bare_home], check=True)
+    (bare_home / "postgres/server.log").unlink()
+    return bare_home
 
 
 def starter(home: Path) -> subprocess.Popen[str]:
@@ -81,12 +99,12 @@ def test_nothing_is_made_by_looking_for_it(tmp_path: Path) -> None:
     assert not home.exists()
 
 
-def test_many_commands_at_once_start_one_server(home: Path) -> None:
-    starters = [starter(home) for _ in range(6)]
+def test_many_commands_at_once_start_one_server(bare_home: Path) -> None:
+    starters = [starter(bare_home) for _ in range(6)]
     ends = [process.communicate(timeout=120) for process in starters]
     assert {error for _, error in ends} == {""}
-    assert {out.strip() for out, _ in ends} == {embedded.find(home)}
-    launches = (home / "postgres/server.log").read_text().count("listening on Unix socket")
+    assert {out.strip() for out, _ in ends} == {embedded.find(bare_home)}
+    launches = (bare_home / "postgres/server.log").read_text().count("listening on Unix socket")
     assert launches == 1
 
 
@@ -127,19 +145,19 @@ def test_a_process_id_that_now_belongs_to_another_is_no_obstacle(home: Path) -> 
         other.kill()
 
 
-def test_a_command_that_is_killed_in_the_middle_leaves_nothing_half_made(home: Path) -> None:
+def test_a_command_that_is_killed_in_the_middle_leaves_nothing_half_made(bare_home: Path) -> None:
     for delay in (0.25, 0.45, 0.65):
-        process = starter(home)
+        process = starter(bare_home)
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    assert query(embedded.start(home), "SELECT current_database()") == "studyhall"
-    assert list((home / "postgres").glob("new-*")) == []
+    assert query(embedded.start(bare_home), "SELECT current_database()") == "studyhall"
+    assert list((bare_home / "postgres").glob("new-*")) == []
 
 
 @pytest.mark.parametrize("kind", AWKWARD)
-def test_the_home_may_have_an_awkward_path(home: Path, kind: str) -> None:
-    awkward = home / AWKWARD[kind]
+def test_the_home_may_have_an_awkward_path(bare_home: Path, kind: str) -> None:
+    awkward = bare_home / AWKWARD[kind]
     try:
         url = embedded.start(awkward)
         assert query(url, "SELECT 1") == "1"
@@ -150,8 +168,8 @@ def test_the_home_may_have_an_awkward_path(home: Path, kind: str) -> None:
     assert not embedded.Folder(awkward).link.is_symlink()
 
 
-def test_a_link_of_somebody_else_is_not_followed(home: Path) -> None:
-    long = home / AWKWARD["long"]
+def test_a_link_of_somebody_else_is_not_followed(bare_home: Path) -> None:
+    long = bare_home / AWKWARD["long"]
     embedded.start(long)
     link = embedded.Folder(long).link
     link.unlink()
@@ -173,8 +191,8 @@ def test_only_its_owner_can_reach_the_socket(home: Path) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="permissions do not bind an owner")
-def test_root_widens_no_permission(home: Path) -> None:
-    hidden = home / "hidden"
+def test_root_widens_no_permission(bare_home: Path) -> None:
+    hidden = bare_home / "hidden"
     hidden.mkdir(mode=0o700)
     try:
         embedded.start(hidden)
@@ -186,14 +204,14 @@ def test_root_widens_no_permission(home: Path) -> None:
 
 @pytest.mark.skipif(not ROOT, reason="only root runs the server under another account")
 def test_programs_that_the_account_cannot_reach_are_copied(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    bare_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home.chmod(0o755)
-    monkeypatch.setattr(postgres, "SHARED", home / "shared")
+    bare_home.chmod(0o755)
+    monkeypatch.setattr(postgres, "SHARED", bare_home / "shared")
     monkeypatch.setattr(postgres, "_runs", lambda *_: False)
-    assert query(embedded.start(home), "SELECT 1") == "1"
-    executable = os.readlink(f"/proc/{postmaster(home)}/exe")
-    assert executable.startswith(str(home / "shared"))
+    assert query(embedded.start(bare_home), "SELECT 1") == "1"
+    executable = os.readlink(f"/proc/{postmaster(bare_home)}/exe")
+    assert executable.startswith(str(bare_home / "shared"))
 
 
 def test_it_is_durable_and_has_room_for_many_workers(home: Path) -> None:
@@ -232,12 +250,12 @@ def test_a_broken_configuration_is_one_line_that_names_the_log(home: Path) -> No
     assert "postgresql.conf" in line and f"(log: {home}/postgres/server.log" in line
 
 
-def test_a_folder_that_is_no_cluster_is_left_alone(home: Path) -> None:
-    precious = home / "postgres/data/precious"
+def test_a_folder_that_is_no_cluster_is_left_alone(bare_home: Path) -> None:
+    precious = bare_home / "postgres/data/precious"
     precious.parent.mkdir(parents=True)
     precious.write_text("mine")
     with pytest.raises(DatabaseError, match="exists but is no PostgreSQL cluster"):
-        embedded.start(home)
+        embedded.start(bare_home)
     assert precious.read_text() == "mine"
 
 
@@ -263,12 +281,12 @@ def test_a_server_on_another_machine_is_named(home: Path) -> None:
     folder.alive.write_text(socket.gethostname())
 
 
-def test_a_cluster_of_an_unknown_version_is_refused(home: Path) -> None:
-    data = home / "postgres/data"
+def test_a_cluster_of_an_unknown_version_is_refused(bare_home: Path) -> None:
+    data = bare_home / "postgres/data"
     data.mkdir(parents=True)
     (data / "PG_VERSION").write_text("9\n")
     with pytest.raises(DatabaseError, match="PostgreSQL 9 needs the package"):
-        embedded.start(home)
+        embedded.start(bare_home)
     shutil.rmtree(data)
 
 
