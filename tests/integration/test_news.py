@@ -249,7 +249,7 @@ def test_readers_agree_with_the_tables_after_everybody_has_written_at_once(
         ended.set()
         for task in around:
             task.result(60)
-    stock = [t for t in RDBStorage(database_url).get_all_trials(study_id)]
+    stock = RDBStorage(database_url).get_all_trials(study_id)
     assert [trial.number for trial in stock] == list(range(48))
     finished = {t.number for t in stock if t.state.is_finished()}
     for reader in readers:
