@@ -8,6 +8,7 @@ leaves too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -166,23 +167,25 @@ class Worker:
         try:
             outcome = self._evaluate(trial)
         except TrialInterrupted:
+            self._storage.flush(lease.trial_id)
             leases.release(self._engine, lease, "preempted")
             log.info("trial %d: interrupted; another worker will go on with it", lease.number)
             return
         self._record(study, trial, outcome)
 
     def _optuna_study(self, number: int) -> optuna.Study:
-        spec = self._study.spec
-        study = optuna.load_study(
-            study_name=self._study.name,
-            storage=self._storage,
-            sampler=spec.sampler_for(number, self._objective),
-            pruner=spec.make_pruner(),
-        )
+        spec, study = self._study.spec, self._loaded
+        study.sampler = spec.sampler_for(number, self._objective)
+        study.pruner = spec.make_pruner()
         # Samplers that have tried everything, and objectives, may call study.stop().
+        study._stop_flag = False
         study._thread_local.in_optimize_loop = True
-        study.get_trials(deepcopy=False)  # the cache must know the trial that was claimed
+        study._thread_local.cached_all_trials = None
         return study
+
+    @functools.cached_property
+    def _loaded(self) -> optuna.Study:
+        return optuna.load_study(study_name=self._study.name, storage=self._storage)
 
     def _evaluate(self, trial: Trial) -> Outcome:
         try:

@@ -1,0 +1,71 @@
+"""Held: a trial that this process has leased, which nobody else writes and it need not read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+from service import rows
+from service.errors import StaleLease
+from service.leases import Lease
+from service.writes import Batch
+
+
+@dataclass
+class Held:
+    """A leased trial as this process has made it, and what is not yet in the database of it.
+
+    Attributes:
+        lease: The right to write to the trial.
+        trial: The trial, with everything that was set so far.
+        pending: Suggested parameters that no statement has carried yet.
+        cause: Why the trial ends as it does; written with its state.
+        detail: The traceback or message that goes with the cause.
+        stale: Whether the lease is known to have passed to another worker.
+    """
+
+    lease: Lease
+    trial: FrozenTrial
+    pending: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)
+    cause: str | None = None
+    detail: str | None = None
+    stale: bool = False
+
+    def refuse_if_stale(self) -> None:
+        """Raise StaleLease if another worker is known to have the trial."""
+        if self.stale:
+            raise StaleLease(f"trial {self.lease.number} has passed to another worker")
+
+    def suggest(self, name: str, internal: float, distribution: BaseDistribution) -> None:
+        """Note a parameter; the first value of a name stays."""
+        if name in self.trial.distributions:
+            return
+        value = distribution.to_external_repr(internal)
+        self.pending[name] = (internal, distribution)
+        self.trial = rows.changed(
+            self.trial,
+            _params={**self.trial.params, name: value},
+            _distributions={**self.trial.distributions, name: distribution},
+        )
+
+    def apply(self, batch: Batch) -> None:
+        """Note what a statement has written."""
+        fields: dict[str, Any] = {}
+        if batch.user:
+            fields["_user_attrs"] = {**self.trial.user_attrs, **batch.user}
+        if batch.system:
+            fields["_system_attrs"] = {**self.trial.system_attrs, **batch.system}
+        if batch.steps:
+            fields["intermediate_values"] = {**self.trial.intermediate_values, **batch.steps}
+        for name in batch.params:
+            self.pending.pop(name, None)
+        if fields:
+            self.trial = rows.changed(self.trial, **fields)
+
+    def forget(self, step: int) -> None:
+        """Note that what was reported from ``step`` on is deleted."""
+        kept = {s: v for s, v in self.trial.intermediate_values.items() if s < step}
+        self.trial = rows.changed(self.trial, intermediate_values=kept)

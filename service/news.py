@@ -1,0 +1,92 @@
+"""News: what of a study has changed since this process last looked, in one statement.
+
+Nothing may be missed, and nothing that is known should be read again. Three facts carry it:
+
+*New trials.* A trial's id is drawn from the sequence, and its row committed, under the row lock
+on Optuna's line of the study; stock Optuna and ``service.create`` both do so. Within one study,
+ids therefore become visible in their order, and "every id up to ``after`` has been seen" stays
+true once it was: no slower transaction can slip in below.
+
+*Changed rows.* Every row version carries the transaction that wrote it (``xmin``). Each look
+notes the oldest transaction that was still open in its snapshot (the horizon). What a later look
+can see and this one could not was written by a transaction open at this look or begun after it;
+neither is older than the horizon. So the later look reads, among the trials that were unfinished,
+those with a row no older than the horizon of the look before: too many at worst (what a
+transaction between wrote and this look did see), never too few. Commits may be delayed and
+overtake each other as they like: an id or a clock would miss those, a transaction's place does
+not. Transactions that only read do not hold the horizon back.
+
+*Vanished rows.* What was deleted leaves no row to see. Only ``service.forget`` and a lease's
+take-over delete anything of a trial, and both rewrite the trial's own row, which is seen.
+
+A trial of which anything is new is read again whole. A finished trial cannot change and is read
+once. Children of WAITING trials are not looked at: by Optuna's contract nobody writes them.
+A study that has never been read is read by the same statement, in portions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from service import rows
+from service.history import History
+from service.link import Link
+
+PORTION = 2000
+"""Trials that one statement brings at most, so that a large study passes through in a stream."""
+
+NEWS = """-- What of this study is not known here yet.
+SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_children)s,
+                    %(p_limit)s)::text"""
+
+
+def read(link: Link, study_id: int, history: History, own: Collection[int], whole: bool) -> bool:
+    """Bring a history up to the database's present; False if the study does not exist.
+
+    Args:
+        link: The database.
+        study_id: Optuna's id of the study.
+        history: What is known of it; altered.
+        own: Trials that this process alone writes, and knows without reading.
+        whole: Whether the news of trials that go on running is wanted too.
+    """
+    asked = question(study_id, history, own) | {"p_children": whole, "p_limit": PORTION}
+    if whole:
+        asked["p_since"] = history.since_children
+    horizons: list[int] = []
+    created = PORTION
+    while created == PORTION:
+        text = link.ask(NEWS, asked)
+        if text is None:
+            return False
+        horizon, created = take(json.loads(text), history, own)
+        horizons.append(horizon)
+        asked |= {"p_after": history.after, "p_known": "{}"}
+    history.since = horizons[0]
+    if whole:
+        history.since_children = horizons[0]
+    return True
+
+
+def question(study_id: int, history: History, own: Collection[int]) -> dict[str, Any]:
+    """The arguments of a statement that asks for the news of finished trials."""
+    known = ",".join(str(trial_id) for trial_id in history.unfinished if trial_id not in own)
+    return {
+        "p_study": study_id,
+        "p_after": history.after,
+        "p_known": f"{{{known}}}",
+        "p_since": history.since,
+    }
+
+
+def take(answer: Any, history: History, own: Collection[int]) -> tuple[int, int]:
+    """Put the trials of an answer into the history; its horizon and its number of new trials."""
+    horizon, created, documents = answer
+    for document in documents:
+        trial_id = document[0]
+        history.after = max(history.after, trial_id)
+        if trial_id not in own:
+            history.put(rows.frozen(document))
+    return horizon, created

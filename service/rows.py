@@ -1,0 +1,159 @@
+"""Rows of Optuna's tables to FrozenTrial and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+STATES = {state.name: state for state in TrialState}
+STORED = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
+
+_distributions: dict[str, BaseDistribution] = {}
+_texts: dict[BaseDistribution, str] = {}
+
+
+def distribution(text: str) -> BaseDistribution:
+    """The distribution of a JSON text; equal texts give the same object, parsed once."""
+    known = _distributions.get(text)
+    if known is None:
+        known = _distributions[text] = json_to_distribution(text)
+    return known
+
+
+def distribution_text(of: BaseDistribution) -> str:
+    """The JSON text of a distribution, as Optuna stores it."""
+    try:
+        return _texts[of]
+    except (KeyError, TypeError):
+        text = distribution_to_json(of)
+    if all(not isinstance(choice, bool | float) for choice in getattr(of, "choices", ())):
+        _texts[of] = text
+    return text
+
+
+def stored(value: float) -> tuple[float | None, str]:
+    """A value as Optuna's columns keep it: a finite number, or null and its kind."""
+    if math.isnan(value):
+        return None, "NAN"
+    if math.isinf(value):
+        return None, "INF_POS" if value > 0 else "INF_NEG"
+    return float(value), "FINITE"
+
+
+def stored_all(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
+    """Values and kinds as two columns."""
+    pairs = [stored(value) for value in values]
+    return [value for value, _ in pairs], [kind for _, kind in pairs]
+
+
+def loaded(value: float | None, kind: str) -> float:
+    """What `stored` put away."""
+    return STORED[kind] if value is None else value
+
+
+def local(epoch: float | None) -> datetime | None:
+    """Optuna's naive local time of a moment."""
+    return None if epoch is None else datetime.fromtimestamp(epoch)
+
+
+def utc(moment: datetime | None) -> datetime | None:
+    """The naive UTC that Optuna's columns hold of a naive local time."""
+    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def frozen(document: Sequence[Any]) -> FrozenTrial:
+    """A trial from the array that ``service.documents`` makes of it."""
+    trial_id, number, state, start, end, values, params, user, system, steps = document
+    distributions = {name: distribution(text) for name, _, text in params or ()}
+    return FrozenTrial(
+        number,
+        STATES[state],
+        None,
+        local(start),
+        local(end),
+        {
+            name: distributions[name].to_external_repr(float(value))
+            for name, value, _ in params or ()
+        },
+        distributions,
+        {key: json.loads(text) for key, text in (user or {}).items()},
+        {key: json.loads(text) for key, text in (system or {}).items()},
+        {step: loaded(value, kind) for step, value, kind in steps or ()},
+        trial_id,
+        values=[loaded(value, kind) for value, kind in values] if values else None,
+    )
+
+
+def started(trial_id: int, number: int, epoch: float) -> FrozenTrial:
+    """A trial that has begun at this moment and has nothing yet."""
+    return FrozenTrial(
+        number, TrialState.RUNNING, None, local(epoch), None, {}, {}, {}, {}, {}, trial_id
+    )
+
+
+def changed(trial: FrozenTrial, **fields: Any) -> FrozenTrial:
+    """A copy of the trial with some of its attributes replaced; the rest is shared."""
+    copy = FrozenTrial.__new__(FrozenTrial)
+    copy.__dict__.update(trial.__dict__, **fields)
+    return copy
+
+
+def columns(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """The arguments of ``service.create`` that make these trials."""
+    values = [
+        (place, objective, *stored(value))
+        for place, trial in enumerate(trials, 1)
+        for objective, value in enumerate(trial.values or ())
+    ]
+    params = [
+        (place, name, trial.distributions[name].to_internal_repr(value), trial.distributions[name])
+        for place, trial in enumerate(trials, 1)
+        for name, value in trial.params.items()
+    ]
+    steps = [
+        (place, step, *stored(value))
+        for place, trial in enumerate(trials, 1)
+        for step, value in trial.intermediate_values.items()
+    ]
+    user = _attributes(trial.user_attrs for trial in trials)
+    system = _attributes(trial.system_attrs for trial in trials)
+    return {
+        "p_states": [trial.state.name for trial in trials],
+        "p_starts": [utc(trial.datetime_start) for trial in trials],
+        "p_ends": [utc(trial.datetime_complete) for trial in trials],
+        **_split(values, "p_value_of", "p_objectives", "p_values", "p_value_kinds"),
+        **_split(
+            [(place, name, value, distribution_text(of)) for place, name, value, of in params],
+            "p_param_of",
+            "p_names",
+            "p_params",
+            "p_distributions",
+        ),
+        **_split(user, "p_user_of", "p_user_keys", "p_user_values"),
+        **_split(system, "p_system_of", "p_system_keys", "p_system_values"),
+        **_split(steps, "p_step_of", "p_steps", "p_reported", "p_kinds"),
+    }
+
+
+def _attributes(attributes: Iterable[dict[str, Any]]) -> list[tuple[int, str, str]]:
+    return [
+        (place, key, json.dumps(value))
+        for place, attrs in enumerate(attributes, 1)
+        for key, value in attrs.items()
+    ]
+
+
+def _split(rows: Sequence[Sequence[Any]], *names: str) -> dict[str, list[Any]]:
+    return {
+        name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=False)
+    }
