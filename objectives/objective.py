@@ -87,11 +87,7 @@ class KerasObjective:
     data_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        produced = [p + name for p in ("", "val_") for name in self.metrics or ()]
-        if produced and self.monitor not in produced:
-            raise SettingError(
-                f"setting monitor={self.monitor}: {self.name} produces {', '.join(produced)}"
-            )
+        self._check_monitor(self.monitor)
 
     @property
     def monitor(self) -> str:
@@ -126,6 +122,8 @@ class KerasObjective:
         """
         if data is not None and data not in KINDS:
             raise SettingError(f"data {data!r}: must be one of {', '.join(KINDS)}")
+        # Before the settings ask which way a name that they do not know gets better.
+        self._check_monitor(str(settings.get("monitor", self.monitor)))
         return replace(
             self,
             settings=self.settings.changed(settings),
@@ -204,6 +202,13 @@ class KerasObjective:
             trial.set_user_attr("epoch", result.epoch)
         trial.set_user_attr("n_weights", model.count_params())
         return result.value
+
+    def _check_monitor(self, monitor: str) -> None:
+        produced = [p + name for p in ("", "val_") for name in self.metrics or ()]
+        if produced and monitor not in produced:
+            raise SettingError(
+                f"setting monitor={monitor}: {self.name} produces {', '.join(produced)}"
+            )
 
     def _built(self, trial: optuna.Trial, dataset: Dataset) -> Any:
         try:
