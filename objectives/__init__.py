@@ -5,7 +5,7 @@ The built-in ones are `objectives.mnist` and `objectives.cifar10`, `mlp` and `cn
 
 from __future__ import annotations
 
-from objectives.datasets import Dataset, Examples
+from objectives.datasets import Dataset
 from objectives.errors import (
     BuildError,
     DataError,
@@ -16,6 +16,7 @@ from objectives.errors import (
 )
 from objectives.objective import KerasObjective
 from objectives.settings import Settings
+from objectives.sources import Examples
 
 BUILT_IN = {
     "mnist-mlp": "objectives.mnist:mlp",

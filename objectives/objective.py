@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,18 +13,10 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from objectives import training
-from objectives.datasets import (
-    KINDS,
-    CallableSource,
-    Dataset,
-    Examples,
-    Kind,
-    Source,
-    load_dataset,
-    load_test_set,
-)
+from objectives.datasets import Dataset, load_dataset, load_test_set
 from objectives.errors import BuildError, SettingError
 from objectives.settings import Direction, Settings
+from objectives.sources import KINDS, CallableSource, Examples, Kind, Source
 from objectives.space import Space, described, gridded
 
 Builder = Callable[[optuna.Trial, Dataset], Any]
@@ -94,11 +87,7 @@ class KerasObjective:
     data_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        produced = [p + name for p in ("", "val_") for name in self.metrics or ()]
-        if produced and self.monitor not in produced:
-            raise SettingError(
-                f"setting monitor={self.monitor}: {self.name} produces {', '.join(produced)}"
-            )
+        self._check_monitor(self.monitor)
 
     @property
     def monitor(self) -> str:
@@ -133,11 +122,13 @@ class KerasObjective:
         """
         if data is not None and data not in KINDS:
             raise SettingError(f"data {data!r}: must be one of {', '.join(KINDS)}")
+        # Before the settings ask which way a name that they do not know gets better.
+        self._check_monitor(str(settings.get("monitor", self.monitor)))
         return replace(
             self,
             settings=self.settings.changed(settings),
             data_kind=self.data_kind if data is None else data,
-            data_dir=self.data_dir if data_dir is None else Path(data_dir).expanduser(),
+            data_dir=self.data_dir if data_dir is None else Path(data_dir).expanduser().absolute(),
         )
 
     def dataset(self) -> Dataset:
@@ -188,8 +179,12 @@ class KerasObjective:
             BuildError: No model can be built with these parameters.
             MonitorError: The model does not produce the monitor.
             TrialStopped: The trial was asked to stop.
+            MemoryError: The machine's or the device's memory does not hold this model.
         """
-        dataset = self.dataset()
+        with _naming_memory():
+            return self._trained(trial, self.dataset())
+
+    def _trained(self, trial: optuna.Trial, dataset: Dataset) -> float:
         training.prepare(getattr(trial, "seed", trial.number))
         batch_size = trial.suggest_categorical("batch_size", self.settings.batch_sizes)
         model = self._built(trial, dataset)
@@ -208,15 +203,18 @@ class KerasObjective:
         trial.set_user_attr("n_weights", model.count_params())
         return result.value
 
+    def _check_monitor(self, monitor: str) -> None:
+        produced = [p + name for p in ("", "val_") for name in self.metrics or ()]
+        if produced and monitor not in produced:
+            raise SettingError(
+                f"setting monitor={monitor}: {self.name} produces {', '.join(produced)}"
+            )
+
     def _built(self, trial: optuna.Trial, dataset: Dataset) -> Any:
         try:
             return self.build(trial, dataset)
-        except optuna.TrialPruned:
-            raise
-        except Exception as error:
-            if isinstance(error, ValueError) or type(error).__module__.startswith("tensorflow"):
-                raise BuildError(f"the model cannot be built: {error}") from error
-            raise
+        except ValueError as error:
+            raise BuildError(f"the model cannot be built: {_first_line(error)}") from error
 
     @property
     def _source(self) -> Source:
@@ -226,3 +224,19 @@ class KerasObjective:
     def _whole_space(self) -> Space:
         batch_sizes = CategoricalDistribution(self.settings.batch_sizes)
         return {**self.space, "batch_size": batch_sizes}
+
+
+@contextmanager
+def _naming_memory() -> Iterator[None]:
+    """Gives each backend's own out-of-memory error Python's name, which a service can know."""
+    try:
+        yield
+    except Exception as error:
+        name, line = type(error).__name__, _first_line(error)
+        if name == "ResourceExhaustedError" or "RESOURCE_EXHAUSTED" in line:
+            raise MemoryError(f"out of memory: {line}") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

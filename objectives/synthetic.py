@@ -161,13 +161,13 @@ def _draw_shapes(shape: int, n: int, rng: np.random.RandomState) -> Array:
     px, py = _grid(32)
     cos, sin = _rotation(_between(rng, -0.17, 0.17, (n, 1)))
     size_x, size_y = (_between(rng, 0.40, 0.75, (n, 1)) for _ in range(2))
-    x, y = px - _between(rng, -0.3, 0.3, (n, 1)), py - _between(rng, -0.3, 0.3, (n, 1))
+    x, y = px - _between(rng, -0.2, 0.2, (n, 1)), py - _between(rng, -0.2, 0.2, (n, 1))
     x, y = (cos * x + sin * y) / size_x, (cos * y - sin * x) / size_y
     inside = np.clip(_SHAPES[shape](x, y) * np.float32(6) + np.float32(0.5), 0, 1)
-    back = _between(rng, 0, 1, (n, 1, 3))
-    front = (back + _between(rng, 0.2, 0.8, (n, 1, 3))) % 1
+    back = _between(rng, 0, 0.6, (n, 1, 3))
+    front = back + _between(rng, 0.05, 0.5, (n, 1, 3))
     image = back + (front - back) * inside[..., None]
-    slope = _between(rng, -0.25, 0.25, (n, 1, 3))
+    slope = _between(rng, -0.15, 0.15, (n, 1, 3))
     image += slope * px[..., None] - slope[..., ::-1] * py[..., None]
     image += _between(rng, -0.15, 0.15, image.shape)
     return _bytes(image).reshape(n, 32, 32, 3)

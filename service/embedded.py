@@ -53,21 +53,20 @@ LARGE_LOG = 8 * 2**20
 LITTLE_SPACE = 64 * 2**20
 PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9/._-]{1,80}")
 
-CONFIGURATION = f"""
-# studyhall
-listen_addresses = ''
-unix_socket_directories = '.'
-port = {PORT}
-cluster_name = 'studyhall'
-max_connections = 200
-max_wal_size = 256MB
-# A container's /dev/shm may be tiny, and systemd empties it when the user logs out.
-dynamic_shared_memory_type = mmap
-max_parallel_workers_per_gather = 0
-log_checkpoints = off
-log_timezone = 'UTC'
-timezone = 'UTC'
-"""
+CONFIGURATION = {
+    "listen_addresses": "",
+    "unix_socket_directories": ".",
+    "port": str(PORT),
+    "cluster_name": "studyhall",
+    "max_connections": "200",
+    "max_wal_size": "256MB",
+    # A container's /dev/shm may be tiny, and systemd empties it when the user logs out.
+    "dynamic_shared_memory_type": "mmap",
+    "max_parallel_workers_per_gather": "0",
+    "log_checkpoints": "off",
+    "log_timezone": "UTC",
+    "timezone": "UTC",
+}
 
 
 @dataclass(frozen=True)
@@ -217,9 +216,8 @@ def _fill(
     """initdb, our configuration, our database."""
     run = partial(_run, folder, "cannot be made", account=account, alive=alive, cwd=new)
     options = ["-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "--data-checksums"]
-    run(programs / "initdb", "-D", postgres.HERE, *options)
-    with (new / "postgresql.conf").open("a") as configuration:
-        configuration.write(CONFIGURATION)
+    settings = [f"--set={name}={value}" for name, value in CONFIGURATION.items()]
+    run(programs / "initdb", "-D", postgres.HERE, *options, *settings)
     single = ["--single", "-c", "exit_on_error=on", "-D", postgres.HERE, "postgres"]
     run(programs / "postgres", *single, stdin=f"CREATE DATABASE {DATABASE}\n")
 
@@ -367,28 +365,36 @@ def _roll_log(log: Path) -> None:
         log.replace(log.with_suffix(".log.1"))
 
 
-def _failure(folder: Folder, what: str, since: int = 0) -> str:
-    """One line: what failed, the log's most telling line, where the log is, a full disk."""
+def _failure(folder: Folder, what: str, since: int | None = None) -> str:
+    """One line: what failed, the log's most telling line, where the log is, a full disk.
+
+    The first error since a program was begun is the cause of the others; of a log without a
+    beginning, the last one is.
+    """
     free = shutil.disk_usage(folder.root).free
     space = f"; only {free // 2**20} MiB of disk are free there" if free < LITTLE_SPACE else ""
     with folder.log.open(errors="replace") as log:
-        log.seek(since)
-        reason = _telling_line(log.read().splitlines())
+        log.seek(since or 0)
+        lines = log.read().splitlines()
+    reason = _telling_line(lines[::-1] if since is None else lines)
     return f"the embedded PostgreSQL {what}: {reason} (log: {folder.log}{space})"
 
 
 def _telling_line(lines: Sequence[str]) -> str:
-    """The last line of the server's that tells of an error, else of a program's, else any."""
-    own = [line for line in lines if "could not start server" not in line]
+    """The first line that tells of an error of the server, else of a program, else the first."""
+    own = [line for line in lines if line.strip() and "could not start server" not in line]
     for pattern in (r"\b(?:PANIC|FATAL|ERROR): +", r"\b(?:error|fatal): ", r""):
-        for line in reversed(own):
-            if line.strip() and (match := re.search(pattern, line)):
+        for line in own:
+            if match := re.search(pattern, line):
                 return line[match.end() :].strip()
     return "no reason was given"
 
 
 def _hopeless(folder: Folder, error: OSError) -> str:
+    why = error.strerror or str(error)
+    if os.geteuid() == 0 and isinstance(error, PermissionError):
+        why += " (PostgreSQL does not run as root, and this root may not act as another account)"
     return (
-        f"the embedded PostgreSQL cannot be used in {folder.root}: {error.strerror or error}: "
+        f"the embedded PostgreSQL cannot be used in {folder.root}: {why}: "
         "name another home with STUDYHALL_HOME, or a server with STUDYHALL_DATABASE_URL"
     )

@@ -11,11 +11,13 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
@@ -166,7 +168,10 @@ def _make(kind: str, cls: type, arguments: Mapping[str, Any]) -> Any:
             f"pip install {' '.join(missing)}"
         )
     try:
-        return cls(**arguments)
+        with warnings.catch_warnings():
+            # That Optuna calls a class experimental is no news to somebody who asked for it.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return cls(**arguments)
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigurationError(f"the {kind} {cls.__name__} refuses: {reason}") from error

@@ -24,10 +24,16 @@ class Orders(Protocol):
     """What a trial asks its worker."""
 
     @property
-    def must_leave(self) -> bool: ...
+    def leave_now(self) -> bool:
+        """A signal: leave at the next batch."""
 
     @property
-    def is_late(self) -> bool: ...
+    def leave_after_epoch(self) -> bool:
+        """The study was stopped: leave once this epoch is reported."""
+
+    @property
+    def is_late(self) -> bool:
+        """The study's wall-clock is spent."""
 
 
 class Trial(optuna.Trial):
@@ -54,12 +60,12 @@ class Trial(optuna.Trial):
         return self._seed
 
     def should_stop(self) -> bool:
-        """Whether to stop at once; the objective then leaves in any way it likes.
+        """Whether to stop in mid-epoch; the objective then leaves in any way it likes.
 
         Once this has returned True, the trial counts as interrupted whatever the objective
         returns or raises, and another worker takes it over.
         """
-        self.left = self.left or self._orders.must_leave
+        self.left = self.left or self._orders.leave_now
         return self.left
 
     def should_prune(self) -> bool:
@@ -69,7 +75,8 @@ class Trial(optuna.Trial):
             TrialInterrupted: The worker or the study was asked to stop.
             Overtime: The study's wall-clock is spent.
         """
-        if self.should_stop():
+        if self.should_stop() or self._orders.leave_after_epoch:
+            self.left = True
             raise TrialInterrupted(f"trial {self.number} was asked to stop")
         if self._orders.is_late:
             raise Overtime(f"the study's time is over at trial {self.number}")

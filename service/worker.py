@@ -105,10 +105,15 @@ class Worker:
         self._in_objective = False
 
     @property
-    def must_leave(self) -> bool:
-        """Whether a signal or the study's stop asks the running trial to leave."""
+    def leave_now(self) -> bool:
+        """Whether a signal asks the running trial to leave at its next batch."""
+        return self._signal is not None
+
+    @property
+    def leave_after_epoch(self) -> bool:
+        """Whether the study was stopped: the trial leaves after its epoch."""
         told = self._keeper.orders.stop_reason or self._storage.orders.stop_reason
-        return self._signal is not None or told is not None
+        return told is not None
 
     @property
     def is_late(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from sqlalchemy.engine import Engine
 
 from service import database, embedded, schema
 from service.settings import normalize_url
+
+
+def pytest_configure() -> None:
+    """A run that is told to end (by CI, say) stops its server like one that is interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

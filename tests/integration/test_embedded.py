@@ -223,6 +223,7 @@ def test_it_is_durable_and_has_room_for_many_workers(home: Path) -> None:
         "data_checksums": "on",
         "dynamic_shared_memory_type": "mmap",
         "TimeZone": "UTC",
+        "unix_socket_directories": ".",
         "server_encoding": "UTF8",
     }
     assert {name: query(url, f"SHOW {name}") for name in expected} == expected

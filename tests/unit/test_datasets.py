@@ -24,8 +24,9 @@ from objectives import (
     synthetic,
 )
 from objectives.cifar10 import cnn as cifar10_cnn
-from objectives.datasets import MNIST, CallableSource, load_dataset, load_test_set
+from objectives.datasets import load_dataset, load_test_set
 from objectives.mnist import mlp
+from objectives.sources import MNIST, CallableSource
 from objectives.split import stratified
 
 LABELS = np.repeat(np.arange(10), np.arange(50, 150, 10))
@@ -46,7 +47,7 @@ def _standin(**settings: object) -> Dataset:
         (
             synthetic.shapes,
             (32, 32, 3),
-            "c844b1225d788ecf4af7388726df687da11f1a1092babb8c7124fd90197cede6",
+            "3c49377d986a75839cfad72595ffba43618066c0f1f187f286de4f18843c389d",
         ),
     ],
 )

@@ -12,8 +12,9 @@ import pytest
 from optuna.trial import TrialState
 
 from objectives import BuildError, Dataset, KerasObjective, MonitorError, Settings, TrialStopped
-from objectives.datasets import CallableSource, load_dataset
+from objectives.datasets import load_dataset
 from objectives.mnist import cnn, mlp
+from objectives.sources import CallableSource
 from objectives.training import fit, prepare
 
 RNG = np.random.RandomState(0)
@@ -252,6 +253,16 @@ def test_a_model_that_cannot_be_built_is_the_trials_fault() -> None:
     with pytest.raises(BuildError, match="cannot be built") as error:
         objective(impossible)(Listener())
     assert error.value.cause == "invalid"
+
+
+def test_a_device_out_of_memory_is_a_memory_error() -> None:
+    def too_large(trial: optuna.Trial, data: Dataset) -> Any:
+        import tensorflow as tf
+
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\n more")
+
+    with pytest.raises(MemoryError, match=r"out of memory: OOM when allocating tensor$"):
+        objective(too_large)(Listener())
 
 
 @pytest.mark.parametrize("raised", [NameError("a bug"), optuna.TrialPruned("not worth it")])

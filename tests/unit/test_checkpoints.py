@@ -1,0 +1,99 @@
+"""Checkpoints are whole or are passed over; the newest whole one wins."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from service.checkpoints import Store, TrialCheckpoints
+from service.errors import ConfigurationError
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    folder = tmp_path / 'a folder\'s "checkpoints"'
+    return Store(str(folder) if request.param == "folder" else f"memory://{tmp_path}")
+
+
+def saved(store: Store, *states: bytes) -> TrialCheckpoints:
+    checkpoints = TrialCheckpoints(store, "study/3")
+    for epoch, state in enumerate(states):
+        checkpoints.save(epoch, state)
+    checkpoints.close()
+    return TrialCheckpoints(store, "study/3")
+
+
+def test_the_newest_is_loaded_and_two_are_kept(store: Store) -> None:
+    checkpoints = saved(store, b"a", b"b\nb", b"c" * 100_000)
+    found = checkpoints.load()
+    assert found is not None and (found.epoch, found.state) == (2, b"c" * 100_000)
+    assert store.names("study/3") == ["00000001.ckpt", "00000002.ckpt"]
+
+
+def test_none_is_none(store: Store) -> None:
+    assert TrialCheckpoints(store, "study/4").load() is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:5],
+        lambda data: b"",
+        lambda data: data[:-1] + b"!",
+        lambda data: data + b"!",
+        lambda data: b"not json\nstate",
+    ],
+)
+def test_a_damaged_one_gives_way_to_the_one_before_and_says_so(
+    store: Store, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = saved(store, b"first", b"second")
+    name = "study/3/00000001.ckpt"
+    store.write(name, damage(store.read(name)))  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING, "studyhall"):
+        found = checkpoints.load()
+    assert found is not None and (found.epoch, found.state) == (0, b"first")
+    assert "00000001.ckpt is unusable" in caplog.text
+
+
+def test_all_damaged_is_the_beginning(store: Store) -> None:
+    checkpoints = saved(store, b"first", b"second")
+    for name in store.names("study/3"):
+        store.write(f"study/3/{name}", b"?")
+    assert checkpoints.load() is None
+
+
+def test_clear_removes_all(store: Store) -> None:
+    checkpoints = saved(store, b"first", b"second")
+    checkpoints.clear()
+    checkpoints.clear()
+    assert store.names("study/3") == []
+
+
+def test_what_is_half_written_is_never_seen(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    checkpoints = saved(store, b"first")
+    (tmp_path / "study/3/00000001.ckpt.77-1.tmp").write_bytes(b"half")
+    found = checkpoints.load()
+    assert found is not None and found.state == b"first"
+
+
+def test_a_store_that_cannot_be_written_is_said_and_survived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("not a folder")
+    checkpoints = TrialCheckpoints(Store(str(blocker)), "study/1")
+    with caplog.at_level(logging.WARNING, "studyhall"):
+        checkpoints.save(0, b"state")
+        checkpoints.close()
+    assert "no checkpoint could be written" in caplog.text
+    assert str(blocker) in caplog.text
+
+
+def test_an_unknown_protocol_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="gopher"):
+        Store("gopher://hole")
