@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine
 
 from service import rows
 from service.errors import StaleLease
@@ -20,34 +19,24 @@ from service.link import Link
 
 CLAIM = """-- A trial to run, with a lease on it; null where there is nothing to do.
 SELECT service.claim(%(study_id)s, %(worker)s, %(seconds)s)::text"""
-RENEW = text(
-    """-- Keep the lease, unless it was given back, and learn what the study was told meanwhile.
-    UPDATE service.leases l SET expires_at = clock_timestamp() + :seconds * interval '1 second'
-      FROM service.studies s
-     WHERE l.trial_id = :trial_id AND l.token = :token AND s.study_id = l.study_id
-       AND l.expires_at > '-infinity'
-    RETURNING s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp() AS late"""
-)
-FENCE = text(
-    """-- Hold off every other claim to the trial until this transaction ends; hear the orders.
-    SELECT s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp() AS late
-      FROM service.leases l JOIN service.studies s USING (study_id)
-     WHERE l.trial_id = :trial_id AND l.token = :token FOR UPDATE OF l"""
-)
-FREE_WORKER = text(
-    """-- A worker that is known to be dead holds nothing any longer.
-    UPDATE service.leases SET expires_at = '-infinity' WHERE worker = :worker"""
-)
-RELEASE = text(
-    """-- Give the trial back at once: the next worker need not wait for the lease to expire.
+RENEW = """-- Keep the lease unless it was given back; learn what the study was told meanwhile.
+UPDATE service.leases l SET expires_at = clock_timestamp() + %(seconds)s * interval '1 second'
+  FROM service.studies s
+ WHERE l.trial_id = %(trial_id)s AND l.token = %(token)s AND s.study_id = l.study_id
+   AND l.expires_at > '-infinity'
+RETURNING json_build_array(
+    s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp())::text"""
+FREE_WORKER = """-- A worker that is known to be dead holds nothing any longer.
+UPDATE service.leases SET expires_at = '-infinity' WHERE worker = %(worker)s
+RETURNING trial_id"""
+RELEASE = """-- Give the trial back at once: the next worker need not wait for the lease to expire.
+WITH given AS (
     UPDATE service.leases SET expires_at = '-infinity'
-     WHERE trial_id = :trial_id AND token = :token"""
-)
-CLOSE = text(
-    """-- How the attempt ended.
-    UPDATE service.attempts SET ended_at = clock_timestamp(), cause = :cause, detail = :detail
-     WHERE trial_id = :trial_id AND attempt = :attempt"""
-)
+     WHERE trial_id = %(trial_id)s AND token = %(token)s RETURNING trial_id, attempt)
+UPDATE service.attempts a
+   SET ended_at = clock_timestamp(), cause = %(cause)s, detail = %(detail)s
+  FROM given WHERE (a.trial_id, a.attempt) = (given.trial_id, given.attempt)
+RETURNING a.trial_id"""
 # A bug is not a hyperparameter: so many failures of the code in a row stop the study.
 MAX_FAILURES = 5
 
@@ -92,7 +81,7 @@ def claim(engine: Engine, study_id: int, worker: str, seconds: float) -> Lease |
         seconds: How long the lease lasts unless it is renewed.
     """
     given = {"study_id": study_id, "worker": worker, "seconds": seconds}
-    answer = Link(engine).ask_once(CLAIM, given)
+    answer = Link.of(engine).ask_once(CLAIM, given)
     if answer is None:
         return None
     trial_id, token, attempt, made, document = json.loads(answer)
@@ -106,48 +95,31 @@ def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
     Raises:
         StaleLease: Another worker has the trial now.
     """
-    with engine.begin() as connection:
-        row = connection.execute(RENEW, {**lease.key, "seconds": seconds}).one_or_none()
-    return _orders(row, lease)
+    told = Link.of(engine).ask_json(RENEW, {**lease.key, "seconds": seconds})
+    if told is None:
+        raise stale(lease)
+    return Orders(*told)
 
 
-def _orders(row: Any, lease: Lease) -> Orders:
-    if row is None:
-        raise StaleLease(f"trial {lease.number} has passed to another worker")
-    return Orders(row.stop_reason, row.late)
+def stale(lease: Lease) -> StaleLease:
+    """What is raised where the lease's token is no longer the newest."""
+    return StaleLease(f"trial {lease.number} has passed to another worker")
 
 
-def fence(connection: Connection, lease: Lease) -> Orders:
-    """Let this transaction write to the trial, or refuse it.
+def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None) -> None:
+    """Give an unfinished trial back: it is interrupted from this moment on.
 
     Raises:
         StaleLease: Another worker has the trial now.
     """
-    return _orders(connection.execute(FENCE, lease.key).one_or_none(), lease)
-
-
-def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None) -> None:
-    """Give an unfinished trial back: it is interrupted from this moment on."""
-    with engine.begin() as connection:
-        fence(connection, lease)
-        connection.execute(RELEASE, lease.key)
-        _close(connection, lease, cause, detail)
+    given = {**lease.key, "cause": cause, "detail": detail}
+    if Link.of(engine).ask(RELEASE, given) is None:
+        raise stale(lease)
 
 
 def free(engine: Engine, worker: str) -> None:
     """Interrupt whatever a dead worker held, without waiting for its lease to expire."""
-    with engine.begin() as connection:
-        connection.execute(FREE_WORKER, {"worker": worker})
-
-
-def _close(connection: Connection, lease: Lease, cause: str | None, detail: str | None) -> None:
-    row = {
-        "trial_id": lease.trial_id,
-        "attempt": lease.attempt,
-        "cause": cause,
-        "detail": detail,
-    }
-    connection.execute(CLOSE, row)
+    Link.of(engine).ask(FREE_WORKER, {"worker": worker})
 
 
 def failure_reason(detail: str | None) -> str:

@@ -99,7 +99,7 @@ class Worker:
         self._engine = hall.engine
         self._seconds = hall.settings.lease_seconds
         self._storage = StudyStorage(hall.engine)
-        self._keeper = LeaseKeeper(hall.engine, name, self._seconds)
+        self._keeper = LeaseKeeper(hall.engine, name, self._seconds, self._storage)
         self._me = workers.Worker(name, socket.gethostname(), os.getpid(), device)
         self._signal: int | None = None
         self._in_objective = False

@@ -36,13 +36,13 @@ ALLOWED = {
     "shelf": "link",
     "leases": "link rows",
     "held": "leases rows writes",
-    "workers": "database models",
+    "workers": "link",
     "progress": "database models",
     "spec": "registry samplers",
     "storage": "database held history leases link news rows shelf writes",
     "checkpoints": "settings",
     "trial": "checkpoints leases samplers",
-    "keeper": "database leases workers",
+    "keeper": "leases link storage workers",
     "study": "checkpoints database leases models progress registry samplers schema settings spec "
     "storage workers",
     "worker": "checkpoints database keeper leases registry samplers settings spec storage study "
