@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from service import rows
 from service.errors import StaleLease
@@ -27,33 +26,25 @@ RENEW = text(
      WHERE l.trial_id = :trial_id AND l.token = :token AND s.study_id = l.study_id
     RETURNING s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp() AS late"""
 )
-FENCE = text(
-    """-- Hold off every other claim to the trial until this transaction ends; hear the orders.
-    SELECT s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp() AS late
-      FROM service.leases l JOIN service.studies s USING (study_id)
-     WHERE l.trial_id = :trial_id AND l.token = :token FOR UPDATE OF l"""
-)
 FREE_WORKER = text(
     """-- A worker that is known to be dead holds nothing any longer.
     UPDATE service.leases SET expires_at = '-infinity' WHERE worker = :worker"""
 )
-RELEASE = text(
-    """-- Give the trial back at once: the next worker need not wait for the lease to expire.
-    UPDATE service.leases SET expires_at = '-infinity'
-     WHERE trial_id = :trial_id AND token = :token"""
-)
-CLOSE = text(
-    """-- How the attempt ended.
-    UPDATE service.attempts SET ended_at = clock_timestamp(), cause = :cause, detail = :detail
-     WHERE trial_id = :trial_id AND attempt = :attempt"""
-)
+RELEASE = """-- Give the trial back at once: the next worker need not wait for the lease to expire.
+SELECT service.release(%(trial_id)s, %(token)s, %(cause)s, %(detail)s)"""
 # A bug is not a hyperparameter: so many failures of the code in a row stop the study.
 MAX_FAILURES = 5
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A worker's right to run one trial; whoever holds the newest token may write."""
+    """A worker's right to run one trial; whoever holds the newest token may write.
+
+    Attributes:
+        attempt: How many times the trial was begun, this time included.
+        alone: An earlier attempt ran out of memory: this one shares its device with nobody.
+        trial: The trial as it was found or made.
+    """
 
     trial_id: int
     study_id: int
@@ -61,6 +52,7 @@ class Lease:
     token: int
     attempt: int
     worker: str
+    alone: bool = False
     trial: FrozenTrial | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -94,9 +86,9 @@ def claim(engine: Engine, study_id: int, worker: str, seconds: float) -> Lease |
     answer = Link(engine).ask_once(CLAIM, given)
     if answer is None:
         return None
-    trial_id, token, attempt, made, document = json.loads(answer)
+    trial_id, token, attempt, made, document, alone = json.loads(answer)
     trial = rows.frozen(document) if document else rows.started(trial_id, made[0], made[2])
-    return Lease(trial_id, study_id, trial.number, token, attempt, worker, trial)
+    return Lease(trial_id, study_id, trial.number, token, attempt, worker, alone, trial)
 
 
 def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
@@ -107,46 +99,26 @@ def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
     """
     with engine.begin() as connection:
         row = connection.execute(RENEW, {**lease.key, "seconds": seconds}).one_or_none()
-    return _orders(row, lease)
-
-
-def _orders(row: Any, lease: Lease) -> Orders:
     if row is None:
         raise StaleLease(f"trial {lease.number} has passed to another worker")
     return Orders(row.stop_reason, row.late)
 
 
-def fence(connection: Connection, lease: Lease) -> Orders:
-    """Let this transaction write to the trial, or refuse it.
+def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None) -> None:
+    """Give an unfinished trial back: it is interrupted from this moment on.
 
     Raises:
         StaleLease: Another worker has the trial now.
     """
-    return _orders(connection.execute(FENCE, lease.key).one_or_none(), lease)
-
-
-def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None) -> None:
-    """Give an unfinished trial back: it is interrupted from this moment on."""
-    with engine.begin() as connection:
-        fence(connection, lease)
-        connection.execute(RELEASE, lease.key)
-        _close(connection, lease, cause, detail)
+    answer = Link(engine).ask(RELEASE, {**lease.key, "cause": cause, "detail": detail})
+    if answer != "ok":
+        raise StaleLease(f"trial {lease.number} has passed to another worker")
 
 
 def free(engine: Engine, worker: str) -> None:
     """Interrupt whatever a dead worker held, without waiting for its lease to expire."""
     with engine.begin() as connection:
         connection.execute(FREE_WORKER, {"worker": worker})
-
-
-def _close(connection: Connection, lease: Lease, cause: str | None, detail: str | None) -> None:
-    row = {
-        "trial_id": lease.trial_id,
-        "attempt": lease.attempt,
-        "cause": cause,
-        "detail": detail,
-    }
-    connection.execute(CLOSE, row)
 
 
 def failure_reason(detail: str | None) -> str:
