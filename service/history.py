@@ -81,8 +81,10 @@ class History:
             self._best = trial
 
     def _beats(self, trial: FrozenTrial) -> bool:
-        if self._best is None or len(self.directions) > 1:
-            return self._best is None
+        if not trial.values or len(self.directions) > 1:
+            return False
+        if self._best is None:
+            return True
         new, old = trial.values[0], self._best.values[0]
         if new == old:
             return trial.number < self._best.number

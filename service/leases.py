@@ -20,10 +20,11 @@ from service.link import Link
 CLAIM = """-- A trial to run, with a lease on it; null where there is nothing to do.
 SELECT service.claim(%(study_id)s, %(worker)s, %(seconds)s)::text"""
 RENEW = text(
-    """-- Keep the lease, and learn what the study was told meanwhile.
+    """-- Keep the lease, unless it was given back, and learn what the study was told meanwhile.
     UPDATE service.leases l SET expires_at = clock_timestamp() + :seconds * interval '1 second'
       FROM service.studies s
      WHERE l.trial_id = :trial_id AND l.token = :token AND s.study_id = l.study_id
+       AND l.expires_at > '-infinity'
     RETURNING s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp() AS late"""
 )
 FREE_WORKER = text(
