@@ -16,11 +16,11 @@ import click
 from service import database, devices, display, embedded, registry, samplers, schema
 from service.devices import Device
 from service.errors import ConfigurationError, StudyhallError, WorkFailed
+from service.limits import Limits
 from service.pool import Pool
 from service.settings import Settings
 from service.spec import Budget, Spec
 from service.study import Hall, Study
-from service.worker import Limits
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_TRIALS = 20
@@ -426,8 +426,7 @@ def make_study(hall: Hall, asked: dict[str, Any]) -> Study:
 
 def new_spec(asked: dict[str, Any]) -> tuple[Spec, registry.Objective]:
     """A spec from the options, completed by what the objective says of itself."""
-    data_dir = None if asked["data_dir"] is None else str(Path(asked["data_dir"]).resolve())
-    path = None if asked["path"] is None else str(Path(asked["path"]).resolve())
+    data_dir, path = resolved(asked["data_dir"]), resolved(asked["path"])
     objective = registry.configure(
         registry.load(asked["objective"], path),
         samplers.parse_arguments(asked["settings"], "--set"),
@@ -456,6 +455,11 @@ def new_spec(asked: dict[str, Any]) -> tuple[Spec, registry.Objective]:
         max_attempts=asked["max_attempts"] or 3,
     )
     return spec, objective
+
+
+def resolved(folder: str | None) -> str | None:
+    """The folder's full path, for processes that run elsewhere."""
+    return None if folder is None else str(Path(folder).resolve())
 
 
 SPOKEN = (
@@ -497,11 +501,17 @@ def given(asked: dict[str, Any], stored: Spec) -> dict[str, Any]:
 def work(hall: Hall, study: Study, place: Placing, data_dir: str | None, path: str | None) -> None:
     """Run a pool of workers on the study, say how it ended, and leave with its exit code."""
     if study.progress().state not in ("finished", "stopped"):
-        folders = [
-            None if name is None else str(Path(name).resolve()) for name in (data_dir, path)
-        ]
         with display.LiveStatus(out, study.spec.monitor) as live:
-            pool = Pool(hall, study, place.places, live.say, live.show, *folders, place.limits)
+            pool = Pool(
+                hall,
+                study,
+                place.places,
+                live.say,
+                live.show,
+                resolved(data_dir),
+                resolved(path),
+                place.limits,
+            )
             code = pool.run()
         if code:
             sys.exit(code)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from service import rows
-from service.errors import StaleLease
+from service import leases, rows
 from service.leases import Lease
 from service.writes import Batch
 
@@ -37,7 +37,7 @@ class Held:
     def refuse_if_stale(self) -> None:
         """Raise StaleLease if another worker is known to have the trial."""
         if self.stale:
-            raise StaleLease(f"trial {self.lease.number} has passed to another worker")
+            raise leases.stale(self.lease)
 
     def suggest(self, name: str, internal: float, distribution: BaseDistribution) -> None:
         """Note a parameter; the first value of a name stays."""
@@ -69,3 +69,29 @@ class Held:
         """Note that what was reported from ``step`` on is deleted."""
         kept = {s: v for s, v in self.trial.intermediate_values.items() if s < step}
         self.trial = rows.changed(self.trial, intermediate_values=kept)
+
+    def ending(self, state: TrialState, values: Sequence[float] | None) -> dict[str, Any]:
+        """The arguments of ``service.finish_leased``, but for what is written along."""
+        stored = rows.stored_all(values) if values is not None else (None, None)
+        failed = self.cause in ("error", "invalid")
+        return {
+            "p_trial": self.lease.trial_id,
+            "p_token": self.lease.token,
+            "p_attempt": self.lease.attempt,
+            "p_state": state.name,
+            "p_values": stored[0],
+            "p_value_kinds": stored[1],
+            "p_cause": self.cause,
+            "p_detail": self.detail,
+            "p_failure_limit": leases.MAX_FAILURES,
+            "p_failure_reason": leases.failure_reason(self.detail) if failed else None,
+        }
+
+    def end(self, state: TrialState, values: Sequence[float] | None, when: float) -> None:
+        """Note that the trial has ended."""
+        self.trial = rows.changed(
+            self.trial,
+            state=state,
+            datetime_complete=rows.local(when),
+            _values=None if values is None else [float(value) for value in values],
+        )

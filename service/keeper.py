@@ -1,16 +1,25 @@
-"""LeaseKeeper: the thread that renews a worker's lease and hears the study's orders."""
+"""LeaseKeeper: the thread that renews a worker's lease and hears the study's orders.
+
+It also writes the parameters that a trial has suggested but not yet reported on, within a second
+or so, and lets go of the database's connection while an epoch takes long, so that more workers
+than the server has connections can share it.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 
+from optuna.exceptions import StorageInternalError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import leases, workers
 from service.errors import StaleLease
 from service.leases import Lease, Orders
+from service.link import Link
+from service.storage import StudyStorage
 
 log = logging.getLogger("studyhall")
 
@@ -25,13 +34,15 @@ class LeaseKeeper(threading.Thread):
         engine: The database.
         worker: Name of the worker, whose ``seen_at`` is kept fresh too.
         seconds: Length of a lease.
+        storage: The worker's storage, whose waiting parameters are written.
     """
 
-    def __init__(self, engine: Engine, worker: str, seconds: float) -> None:
+    def __init__(self, engine: Engine, worker: str, seconds: float, storage: StudyStorage) -> None:
         super().__init__(name="lease-keeper", daemon=True)
         self._engine = engine
         self._worker = worker
         self._seconds = seconds
+        self._storage = storage
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self._ended = threading.Event()
@@ -51,13 +62,25 @@ class LeaseKeeper(threading.Thread):
         self.join(self._seconds)
 
     def run(self) -> None:
-        while not self._ended.wait(self._seconds / 3):
+        interval = self._seconds / 3
+        due = time.monotonic() + interval
+        while not self._ended.wait(min(1.0, interval)):
             try:
-                workers.seen(self._engine, self._worker)
-                self._renew()
-            except SQLAlchemyError as error:
+                self._flush()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + interval
+                    self._appear()
+            except (SQLAlchemyError, StorageInternalError) as error:
                 reason = str(error).splitlines()[0]
                 log.warning("the lease could not be renewed, trying again: %s", reason)
+
+    def _appear(self) -> None:
+        link = Link.of(self._engine)
+        training = link.idle > self._seconds / 6
+        workers.seen(self._engine, self._worker)
+        self._renew()
+        if training:
+            link.rest()
 
     def _renew(self) -> None:
         with self._lock:
@@ -67,3 +90,9 @@ class LeaseKeeper(threading.Thread):
                 self.orders = leases.renew(self._engine, self._lease, self._seconds)
             except StaleLease:
                 self.stale = True
+
+    def _flush(self) -> None:
+        try:
+            self._storage.flush()
+        except StaleLease:
+            self.stale = True

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from service import rows
 from service.errors import StaleLease
@@ -19,18 +19,16 @@ from service.link import Link
 
 CLAIM = """-- A trial to run, with a lease on it; null where there is nothing to do.
 SELECT service.claim(%(study_id)s, %(worker)s, %(seconds)s)::text"""
-RENEW = text(
-    """-- Keep the lease, unless it was given back, and learn what the study was told meanwhile.
-    UPDATE service.leases l SET expires_at = clock_timestamp() + :seconds * interval '1 second'
-      FROM service.studies s
-     WHERE l.trial_id = :trial_id AND l.token = :token AND s.study_id = l.study_id
-       AND l.expires_at > '-infinity'
-    RETURNING s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp() AS late"""
-)
-FREE_WORKER = text(
-    """-- A worker that is known to be dead holds nothing any longer.
-    UPDATE service.leases SET expires_at = '-infinity' WHERE worker = :worker"""
-)
+RENEW = """-- Keep the lease unless it was given back; learn what the study was told meanwhile.
+UPDATE service.leases l SET expires_at = clock_timestamp() + %(seconds)s * interval '1 second'
+  FROM service.studies s
+ WHERE l.trial_id = %(trial_id)s AND l.token = %(token)s AND s.study_id = l.study_id
+   AND l.expires_at > '-infinity'
+RETURNING json_build_array(
+    s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp())::text"""
+FREE_WORKER = """-- A worker that is known to be dead holds nothing any longer.
+UPDATE service.leases SET expires_at = '-infinity' WHERE worker = %(worker)s
+RETURNING trial_id"""
 RELEASE = """-- Give the trial back at once: the next worker need not wait for the lease to expire.
 SELECT service.release(%(trial_id)s, %(token)s, %(cause)s, %(detail)s)"""
 # A bug is not a hyperparameter: so many failures of the code in a row stop the study.
@@ -84,7 +82,7 @@ def claim(engine: Engine, study_id: int, worker: str, seconds: float) -> Lease |
         seconds: How long the lease lasts unless it is renewed.
     """
     given = {"study_id": study_id, "worker": worker, "seconds": seconds}
-    answer = Link(engine).ask_once(CLAIM, given)
+    answer = Link.of(engine).ask_once(CLAIM, given)
     if answer is None:
         return None
     trial_id, token, attempt, made, document, alone = json.loads(answer)
@@ -98,11 +96,15 @@ def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
     Raises:
         StaleLease: Another worker has the trial now.
     """
-    with engine.begin() as connection:
-        row = connection.execute(RENEW, {**lease.key, "seconds": seconds}).one_or_none()
-    if row is None:
-        raise StaleLease(f"trial {lease.number} has passed to another worker")
-    return Orders(row.stop_reason, row.late)
+    told = Link.of(engine).ask_json(RENEW, {**lease.key, "seconds": seconds})
+    if told is None:
+        raise stale(lease)
+    return Orders(*told)
+
+
+def stale(lease: Lease) -> StaleLease:
+    """What is raised where the lease's token is no longer the newest."""
+    return StaleLease(f"trial {lease.number} has passed to another worker")
 
 
 def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None) -> None:
@@ -111,15 +113,14 @@ def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None)
     Raises:
         StaleLease: Another worker has the trial now.
     """
-    answer = Link(engine).ask(RELEASE, {**lease.key, "cause": cause, "detail": detail})
-    if answer != "ok":
-        raise StaleLease(f"trial {lease.number} has passed to another worker")
+    given = {**lease.key, "cause": cause, "detail": detail}
+    if Link.of(engine).ask(RELEASE, given) != "ok":
+        raise stale(lease)
 
 
 def free(engine: Engine, worker: str) -> None:
     """Interrupt whatever a dead worker held, without waiting for its lease to expire."""
-    with engine.begin() as connection:
-        connection.execute(FREE_WORKER, {"worker": worker})
+    Link.of(engine).ask(FREE_WORKER, {"worker": worker})
 
 
 def failure_reason(detail: str | None) -> str:

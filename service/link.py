@@ -1,39 +1,62 @@
-"""Link: one statement, one round trip, over a connection that is made again when it is lost.
+"""Link: one statement, one round trip, over one connection that is made again when it is lost.
 
-Every statement of the storage stands alone and commits by itself. All but the creation of a trial
-may be asked twice without doing twice, so that an answer lost with its connection is asked for
-again; a creation is repeated only if the server was never reached.
+Every statement sent here stands alone and commits by itself. All but those that create something
+may be asked twice without doing twice, so an answer lost with its connection is asked for again;
+a creation is repeated only if the server was never reached.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
+import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 PATIENCE = 60.0
-"""Seconds for which a server that is full, restarting or out of reach is tried again."""
+"""Seconds for which a server that is restarting or out of reach is tried again."""
 
-BUSY = ("40001", "40P01")
+QUEUE = 600.0
+"""Seconds for which a server that has no connection left is asked for one."""
+
+IDLE = 1.0
+"""After so many seconds a connection is not trusted with a statement that is not repeatable."""
+
+REPEAT = ("40001", "40P01")
 """SQLSTATE of transactions that PostgreSQL itself asks to be repeated."""
+
+FULL = ("too many clients", "remaining connection slots", "too many connections")
+
+_links: weakref.WeakKeyDictionary[Engine, Link] = weakref.WeakKeyDictionary()
 
 
 class Link:
-    """Runs single statements on an engine, safe for any number of threads.
+    """One connection of an engine's pool, shared by all threads of a process.
 
     Args:
-        engine: The database; its pool says how many connections there may be.
-        patience: Seconds to wait for a server that does not let us in.
+        engine: The database.
+        patience: Seconds to wait for a server that cannot be reached; may be changed later.
     """
 
     def __init__(self, engine: Engine, patience: float = PATIENCE) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._patience = patience
+        self._engine = engine
+        self.patience = patience
+        self._hurried = threading.local()
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._used = 0.0
+
+    @classmethod
+    def of(cls, engine: Engine) -> Link:
+        """The link that everything on this engine shares."""
+        return _links.setdefault(engine, cls(engine))
 
     def ask(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
         """The one value of a statement's answer, or None; asked again when it got lost.
@@ -48,32 +71,89 @@ class Link:
         """As `ask`, for statements that must not be done twice."""
         return self._patiently(sql, values, again=False)
 
-    def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        """All rows of a statement's answer."""
-        with self._engine.connect() as connection:
-            return list(connection.exec_driver_sql(sql, dict(values or {})).all())
+    def ask_json(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
+        """As `ask`, for an answer that is the text of a JSON document."""
+        answer = self.ask(sql, values)
+        return None if answer is None else json.loads(answer)
+
+    @contextlib.contextmanager
+    def hurry(self) -> Iterator[None]:
+        """Inside, on this thread, nothing is asked a second time."""
+        self._hurried.now = True
+        try:
+            yield
+        finally:
+            self._hurried.now = False
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last statement."""
+        return time.monotonic() - self._used
+
+    def rest(self) -> None:
+        """Give the connection back; the next statement takes one again."""
+        with self._lock:
+            self._drop()
 
     def _patiently(self, sql: str, values: Mapping[str, Any] | None, *, again: bool) -> Any:
-        deadline, delay = time.monotonic() + self._patience, 0.05
+        began, delay = time.monotonic(), 0.05
         while True:
             sent = False
             try:
-                with self._engine.connect() as connection:
+                with self._lock:
+                    connection = self._ready(fresh=not again)
                     sent = True
-                    return connection.exec_driver_sql(sql, dict(values or {})).scalar()
+                    return self._send(connection, sql, values)
             except DBAPIError as error:
-                if not self._worth_repeating(error, sent and not again):
+                if not _worth_repeating(error, sent and not again):
                     raise _translated(error) from error
-                if time.monotonic() + delay > deadline:
+                if time.monotonic() + delay > began + self._limit(error):
                     raise
             time.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, 2.0)
 
-    @staticmethod
-    def _worth_repeating(error: DBAPIError, done_perhaps: bool) -> bool:
-        if getattr(error.orig, "pgcode", None) in BUSY:
-            return True
-        return is_lost(error) and not done_perhaps
+    def _limit(self, error: DBAPIError) -> float:
+        if getattr(self._hurried, "now", False):
+            return 0.0
+        return max(QUEUE, self.patience) if _is_full(error) else self.patience
+
+    def _ready(self, *, fresh: bool) -> Connection:
+        kept = self._connection
+        if kept is None or kept.closed or kept.invalidated:
+            self._drop()
+            kept = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._connection = kept
+        elif fresh and self.idle > IDLE:
+            self._send(kept, "SELECT 1")
+        return kept
+
+    def _send(
+        self, connection: Connection, sql: str, values: Mapping[str, Any] | None = None
+    ) -> Any:
+        try:
+            return connection.exec_driver_sql(sql, dict(values or {})).scalar()
+        except DBAPIError as error:
+            if is_lost(error):
+                self._drop()
+            raise
+        finally:
+            self._used = time.monotonic()
+
+    def _drop(self) -> None:
+        kept, self._connection = self._connection, None
+        if kept is not None:
+            with contextlib.suppress(DBAPIError):  # it is given up because it is broken
+                kept.close()
+
+
+def _worth_repeating(error: DBAPIError, done_perhaps: bool) -> bool:
+    if getattr(error.orig, "pgcode", None) in REPEAT:
+        return True
+    return is_lost(error) and not done_perhaps
+
+
+def _is_full(error: DBAPIError) -> bool:
+    return any(sign in str(error.orig) for sign in FULL)
 
 
 def is_lost(error: DBAPIError) -> bool:
@@ -81,13 +161,14 @@ def is_lost(error: DBAPIError) -> bool:
     code = getattr(error.orig, "pgcode", None)
     if code is not None:
         return str(code).startswith(("08", "53300", "57P"))
-    return isinstance(error, OperationalError | InterfaceError) and (
-        error.connection_invalidated or error.statement is None
-    )
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    never = ("password", "pg_hba.conf", "does not exist", "translate host name")
+    return error.connection_invalidated or not any(sign in str(error.orig) for sign in never)
 
 
 def _translated(error: DBAPIError) -> Exception:
-    if is_lost(error):
+    if is_lost(error) or isinstance(error, OperationalError):
         return error
     message = str(error.orig).strip().splitlines()[0]
     return StorageInternalError(f"the database refuses a statement: {message}")

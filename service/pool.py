@@ -26,9 +26,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import database, leases, workers
 from service.devices import Device
+from service.limits import Limits
 from service.progress import Progress
 from service.study import Hall, Study
-from service.worker import RECYCLE, Assignment, Limits
+from service.worker import RECYCLE, Assignment
 
 # Docker sends SIGKILL ten seconds after SIGTERM.
 GRACE_SECONDS = 9.0

@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine
 
-from service import database, leases, news, rows
+from service import database, news, rows
 from service.errors import StaleLease
 from service.held import Held
 from service.history import History, wants_only_finished
@@ -54,7 +54,8 @@ class StudyStorage(Shelf):
     """
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(Link(engine))
+        super().__init__(Link.of(engine))
+        self._engine = engine
         self._url = database.str_url(engine.url)
         self._start()
 
@@ -72,8 +73,12 @@ class StudyStorage(Shelf):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._url = state["_url"]
-        self._link = Link(database.engine(self._url))
+        self._engine = database.engine(self._url)
+        self._link = Link.of(self._engine)
         self._start()
+
+    def remove_session(self) -> None:
+        self._link.rest()
 
     # Studies
 
@@ -186,40 +191,15 @@ class StudyStorage(Shelf):
         attrs: dict[str, Any] | None = None,
     ) -> bool:
         held.refuse_if_stale()
-        batch = Batch(params=dict(held.pending), user=attrs or {})
-        stored = rows.stored_all(values) if values is not None else (None, None)
-        failed = held.cause in ("error", "invalid")
-        answer = self._link.ask(
-            call(
-                "finish_leased",
-                given := {
-                    "p_trial": held.lease.trial_id,
-                    "p_token": held.lease.token,
-                    "p_attempt": held.lease.attempt,
-                    "p_state": state.name,
-                    "p_values": stored[0],
-                    "p_value_kinds": stored[1],
-                    "p_cause": held.cause,
-                    "p_detail": held.detail,
-                    "p_failure_limit": leases.MAX_FAILURES,
-                    "p_failure_reason": leases.failure_reason(held.detail) if failed else None,
-                    **batch.arguments(),
-                },
-            ),
-            given,
-        )
-        verdict, *rest = json.loads(answer)
-        self._heed(verdict, held.lease.trial_id)
-        held.apply(batch)
-        held.trial = rows.changed(
-            held.trial,
-            state=state,
-            datetime_complete=rows.local(rest[0]),
-            _values=None if values is None else [float(value) for value in values],
-        )
-        self._keep(held)
         with self._lock:
-            self._held.pop(held.lease.trial_id, None)
+            batch = Batch(params=dict(held.pending), user=attrs or {})
+            given = held.ending(state, values) | batch.arguments()
+            verdict, *ended = self._link.ask_json(call("finish_leased", given), given)
+            self._heed(verdict, held.lease.trial_id)
+            held.apply(batch)
+            held.end(state, values, ended[0])
+            self._keep(held)
+            del self._held[held.lease.trial_id]
         return True
 
     def _write_held(self, held: Held, batch: Batch) -> None:
@@ -234,7 +214,7 @@ class StudyStorage(Shelf):
             history = self._history(held.lease.study_id)
             if batch.steps and held.lease.study_id in self._followed:
                 given |= news.question(held.lease.study_id, history, self._held)
-            verdict, *rest = json.loads(self._link.ask(call("write", given), given))
+            verdict, *rest = self._link.ask_json(call("write", given), given)
             self._heed(verdict, held.lease.trial_id)
             orders, told = rest
             self.orders = Orders(*orders) if orders else self.orders
@@ -349,7 +329,7 @@ class StudyStorage(Shelf):
             return
         self._new.pop(trial_id, None)
         given = {"p_trial": trial_id, "p_token": None, **batch.arguments()}
-        self._heed(json.loads(self._link.ask(call("write", given), given))[0], trial_id)
+        self._heed(self._link.ask_json(call("write", given), given)[0], trial_id)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -364,7 +344,7 @@ class StudyStorage(Shelf):
             given: dict[str, Any] = {"p_trial": trial_id, "p_state": state.name}
             if values is not None:
                 given["p_values"], given["p_value_kinds"] = rows.stored_all(values)
-            verdict = json.loads(self._link.ask(call("finish", given), given))[0]
+            verdict = self._link.ask_json(call("finish", given), given)[0]
         self._heed(verdict, trial_id)
         return bool(verdict == "ok")
 
@@ -385,7 +365,7 @@ class StudyStorage(Shelf):
         return self._read(trial_id)
 
     def _read(self, trial_id: int) -> FrozenTrial:
-        documents = json.loads(self._link.ask(DOCUMENT, {"trial_id": trial_id}) or "null")
+        documents = self._link.ask_json(DOCUMENT, {"trial_id": trial_id})
         if not documents:
             raise no_trial(trial_id)
         return rows.frozen(documents[0])

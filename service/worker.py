@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
@@ -36,6 +35,7 @@ from service.checkpoints import Store, TrialCheckpoints
 from service.errors import ConfigurationError, DatabaseError, StaleLease, StudyhallError
 from service.keeper import LeaseKeeper
 from service.leases import Lease
+from service.limits import Limits
 from service.link import Link
 from service.registry import Objective
 from service.settings import Settings
@@ -53,25 +53,6 @@ PATIENCE_SECONDS = 5.0
 
 # Exit code of a worker that wants a fresh process in its place; sysexits.h's EX_TEMPFAIL.
 RECYCLE = 75
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a worker process is replaced, since TensorFlow leaks.
-
-    Attributes:
-        trials: After so many trials, or never.
-        rss: Above so much resident memory, in bytes, or never.
-    """
-
-    trials: int | None = None
-    rss: int | None = None
-
-    def reached(self, trials: int) -> bool:
-        """Whether this process has run enough."""
-        if self.trials is not None and trials >= self.trials:
-            return True
-        return self.rss is not None and psutil.Process().memory_info().rss > self.rss
 
 
 @dataclass(frozen=True)
@@ -148,9 +129,10 @@ class Worker:
         self._engine = hall.engine
         self._seconds = hall.settings.lease_seconds
         self._storage = StudyStorage(hall.engine)
-        self._keeper = LeaseKeeper(hall.engine, name, self._seconds)
+        self._keeper = LeaseKeeper(hall.engine, name, self._seconds, self._storage)
         self._me = workers.Worker(name, socket.gethostname(), os.getpid(), device)
         self._settings = hall.settings
+        Link.of(hall.engine).patience = hall.settings.database_patience
         self._store = Store(hall.settings.artifact_store)
         self._device = device
         self._limits = limits
@@ -184,7 +166,7 @@ class Worker:
     @contextlib.contextmanager
     def hurry(self) -> Iterator[None]:
         """Inside, what the database does not answer at once is given up."""
-        with Link.of(self._engine).patient(0.0):
+        with Link.of(self._engine).hurry():
             yield
         if self._away_since is not None:
             log.info("the database is back after %.0f s", time.monotonic() - self._away_since)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
-JOIN = text(
-    """-- A worker has joined the study.
-    INSERT INTO service.workers (worker, study_id, host, pid, device)
-    VALUES (:worker, :study_id, :host, :pid, :device)"""
-)
-SEEN = text("UPDATE service.workers SET seen_at = clock_timestamp() WHERE worker = :worker")
-LEAVE = text("DELETE FROM service.workers WHERE worker = :worker")
+from service.link import Link
+
+JOIN = """-- A worker has joined the study.
+INSERT INTO service.workers (worker, study_id, host, pid, device)
+VALUES (%(worker)s, %(study_id)s, %(host)s, %(pid)s, %(device)s)
+ON CONFLICT (worker) DO NOTHING RETURNING worker"""
+SEEN = """-- A worker is alive.
+UPDATE service.workers SET seen_at = clock_timestamp() WHERE worker = %(worker)s
+RETURNING worker"""
+LEAVE = "DELETE FROM service.workers WHERE worker = %(worker)s RETURNING worker"
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,14 @@ class Worker:
 
 def join(engine: Engine, study_id: int, worker: Worker) -> None:
     """Write the worker down."""
-    with engine.begin() as connection:
-        connection.execute(JOIN, {**worker.__dict__, "study_id": study_id})
+    Link.of(engine).ask(JOIN, {**worker.__dict__, "study_id": study_id})
 
 
 def seen(engine: Engine, name: str) -> None:
     """The worker is alive."""
-    with engine.begin() as connection:
-        connection.execute(SEEN, {"worker": name})
+    Link.of(engine).ask(SEEN, {"worker": name})
 
 
 def leave(engine: Engine, name: str) -> None:
     """The worker has ended, or is known to be dead."""
-    with engine.begin() as connection:
-        connection.execute(LEAVE, {"worker": name})
+    Link.of(engine).ask(LEAVE, {"worker": name})
