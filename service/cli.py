@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from service import database, devices, display, embedded, registry, samplers, schema
 from service.devices import Device
 from service.errors import ConfigurationError, StudyhallError, WorkFailed
+from service.limits import Limits
 from service.pool import Pool
 from service.settings import Settings
 from service.spec import Budget, Spec
@@ -45,6 +47,18 @@ class Duration(click.ParamType[float]):
         if found is None:
             self.fail(f"{value!r} is not a duration such as 90, 90s, 15m, 2h or 1d", param, ctx)
         return float(found[1]) * UNITS[found[2]]
+
+
+class Size(click.ParamType[int]):
+    """``500M`` or ``8G`` or a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", str(value).strip().upper())
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 500M or 8G", param, ctx)
+        return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -88,6 +102,12 @@ making = options(
     option("--pruner", help=f"{', '.join(samplers.PRUNERS)}, or a class.  [default: median]"),
     option("--pruner-arg", multiple=True, metavar="KEY=VALUE", help="An argument of the pruner."),
     option("--seed", type=int, help="Everything random follows from it.  [default: 0]"),
+    option("--trial-timeout", type=Duration(), help="Wall-clock of one trial, e.g. 20m."),
+    option(
+        "--max-attempts",
+        type=click.IntRange(min=1),
+        help="Workers that may die of a trial before it has failed.  [default: 3]",
+    ),
     option(
         "--direction",
         type=click.Choice(["minimize", "maximize"]),
@@ -105,7 +125,51 @@ placing = options(
     option("--workers", type=int, help="Worker processes here.  [default: by the devices]"),
     option("--devices", "device", default="auto", show_default=True, help="auto, cpu, gpu:0,1."),
     option("--per-device", type=int, default=1, show_default=True, help="Workers on one GPU."),
+    option(
+        "--recycle-after",
+        type=click.IntRange(min=1),
+        default=100,
+        show_default=True,
+        help="Trials after which a worker process is replaced.",
+    ),
+    option(
+        "--max-rss",
+        type=Size(),
+        help="Memory above which a worker process is replaced between trials, e.g. 8G.",
+    ),
 )
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where the workers of this command run, and how long each process lives."""
+
+    places: list[Device]
+    limits: Limits
+
+    @classmethod
+    def of(
+        cls,
+        workers: int | None,
+        device: str,
+        per_device: int,
+        recycle_after: int,
+        max_rss: int | None,
+    ) -> Placing:
+        return cls(devices.places(device, workers, per_device), Limits(recycle_after, max_rss))
+
+
+def placed(function: F) -> F:
+    """The options of `placing`, handed over as one `Placing`."""
+
+    @placing
+    @functools.wraps(function)
+    def with_placing(*args: Any, **options: Any) -> Any:
+        names = ("workers", "device", "per_device", "recycle_after", "max_rss")
+        place = Placing.of(**{name: options.pop(name) for name in names})
+        return function(*args, place=place, **options)
+
+    return cast(F, with_placing)
 
 
 @dataclass(frozen=True)
@@ -143,16 +207,13 @@ def main(ctx: click.Context, database_url: str | None) -> None:
 @main.command()
 @click.argument("objective")
 @making
-@placing
+@placed
 @click.pass_obj
-def run(
-    context: Context, /, workers: int | None, device: str, per_device: int, **asked: Any
-) -> None:
+def run(context: Context, /, place: Placing, **asked: Any) -> None:
     """Create the study, or go on with it, and work here until its budget is spent."""
-    places = devices.places(device, workers, per_device)
     hall = context.hall()
     study = make_study(hall, asked)
-    work(hall, study, places, asked["data_dir"], asked["path"])
+    work(hall, study, place, asked["data_dir"], asked["path"])
 
 
 @main.command()
@@ -167,30 +228,23 @@ def create(context: Context, /, **asked: Any) -> None:
 
 @main.command()
 @click.argument("study")
-@placing
+@placed
 @data_dir_option
 @path_option
 @click.pass_obj
 def worker(
-    context: Context,
-    study: str,
-    workers: int | None,
-    device: str,
-    per_device: int,
-    data_dir: str | None,
-    path: str | None,
+    context: Context, study: str, place: Placing, data_dir: str | None, path: str | None
 ) -> None:
     """Join a study from any machine."""
-    places = devices.places(device, workers, per_device)
     hall = context.hall()
-    work(hall, hall.study(study), places, data_dir, path)
+    work(hall, hall.study(study), place, data_dir, path)
 
 
 @main.command()
 @click.argument("study")
 @trials_option
 @timeout_option
-@placing
+@placed
 @data_dir_option
 @path_option
 @click.pass_obj
@@ -199,18 +253,15 @@ def resume(
     study: str,
     trials: int | None,
     timeout: float | None,
-    workers: int | None,
-    device: str,
-    per_device: int,
+    place: Placing,
     data_dir: str | None,
     path: str | None,
 ) -> None:
     """Go on with an interrupted, stopped or finished study; --trials is its new total."""
-    places = devices.places(device, workers, per_device)
     hall = context.hall()
     found = hall.study(study)
     found.resume(trials, timeout)
-    work(hall, found, places, data_dir, path)
+    work(hall, found, place, data_dir, path)
 
 
 @main.command()
@@ -375,8 +426,7 @@ def make_study(hall: Hall, asked: dict[str, Any]) -> Study:
 
 def new_spec(asked: dict[str, Any]) -> tuple[Spec, registry.Objective]:
     """A spec from the options, completed by what the objective says of itself."""
-    data_dir = None if asked["data_dir"] is None else str(Path(asked["data_dir"]).resolve())
-    path = None if asked["path"] is None else str(Path(asked["path"]).resolve())
+    data_dir, path = resolved(asked["data_dir"]), resolved(asked["path"])
     objective = registry.configure(
         registry.load(asked["objective"], path),
         samplers.parse_arguments(asked["settings"], "--set"),
@@ -401,17 +451,33 @@ def new_spec(asked: dict[str, Any]) -> tuple[Spec, registry.Objective]:
         data=asked["data"],
         data_dir=data_dir,
         path=path or str(Path.cwd()),
+        trial_timeout=asked["trial_timeout"],
+        max_attempts=asked["max_attempts"] or 3,
     )
     return spec, objective
 
 
+def resolved(folder: str | None) -> str | None:
+    """The folder's full path, for processes that run elsewhere."""
+    return None if folder is None else str(Path(folder).resolve())
+
+
+SPOKEN = (
+    "objective",
+    "trials",
+    "timeout",
+    "sampler",
+    "pruner",
+    "seed",
+    "direction",
+    "trial_timeout",
+    "max_attempts",
+)
+
+
 def given(asked: dict[str, Any], stored: Spec) -> dict[str, Any]:
     """The options that were given explicitly, in the stored spec's words."""
-    said = {
-        key: asked[key]
-        for key in ("objective", "trials", "timeout", "sampler", "pruner", "seed", "direction")
-        if asked[key] is not None
-    }
+    said = {key: asked[key] for key in SPOKEN if asked[key] is not None}
     if asked["data"] not in (None, "auto"):
         said["data"] = asked["data"]
     for key in ("sampler", "pruner"):
@@ -432,16 +498,21 @@ def given(asked: dict[str, Any], stored: Spec) -> dict[str, Any]:
     return said
 
 
-def work(
-    hall: Hall, study: Study, places: list[Device], data_dir: str | None, path: str | None
-) -> None:
+def work(hall: Hall, study: Study, place: Placing, data_dir: str | None, path: str | None) -> None:
     """Run a pool of workers on the study, say how it ended, and leave with its exit code."""
     if study.progress().state not in ("finished", "stopped"):
-        folders = [
-            None if name is None else str(Path(name).resolve()) for name in (data_dir, path)
-        ]
         with display.LiveStatus(out, study.spec.monitor) as live:
-            code = Pool(hall, study, places, live.say, live.show, *folders).run()
+            pool = Pool(
+                hall,
+                study,
+                place.places,
+                live.say,
+                live.show,
+                resolved(data_dir),
+                resolved(path),
+                place.limits,
+            )
+            code = pool.run()
         if code:
             sys.exit(code)
     conclude(study)

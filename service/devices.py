@@ -6,11 +6,13 @@ the only moment at which TensorFlow listens to all of it.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -107,6 +109,25 @@ def gpus() -> list[str]:
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False)
     lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
     return [str(index) for index in range(len(lines))]
+
+
+@contextmanager
+def share(home: Path, device: str, *, alone: bool) -> Iterator[None]:
+    """Use a device together with this machine's other workers, or alone.
+
+    A trial that ran out of memory is tried again with the device to itself: it waits until the
+    other workers' trials there have ended, and theirs wait for it.
+
+    Args:
+        home: The folder that this machine's workers share.
+        device: The device's name.
+        alone: Whether nobody else may use it meanwhile.
+    """
+    folder = home / "devices"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{device.replace(':', '-')}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 def places(devices: str, workers: int | None, per_device: int) -> list[Device]:

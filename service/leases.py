@@ -30,20 +30,20 @@ FREE_WORKER = """-- A worker that is known to be dead holds nothing any longer.
 UPDATE service.leases SET expires_at = '-infinity' WHERE worker = %(worker)s
 RETURNING trial_id"""
 RELEASE = """-- Give the trial back at once: the next worker need not wait for the lease to expire.
-WITH given AS (
-    UPDATE service.leases SET expires_at = '-infinity'
-     WHERE trial_id = %(trial_id)s AND token = %(token)s RETURNING trial_id, attempt)
-UPDATE service.attempts a
-   SET ended_at = clock_timestamp(), cause = %(cause)s, detail = %(detail)s
-  FROM given WHERE (a.trial_id, a.attempt) = (given.trial_id, given.attempt)
-RETURNING a.trial_id"""
+SELECT service.release(%(trial_id)s, %(token)s, %(cause)s, %(detail)s)"""
 # A bug is not a hyperparameter: so many failures of the code in a row stop the study.
 MAX_FAILURES = 5
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A worker's right to run one trial; whoever holds the newest token may write."""
+    """A worker's right to run one trial; whoever holds the newest token may write.
+
+    Attributes:
+        attempt: How many times the trial was begun, this time included.
+        alone: An earlier attempt ran out of memory: this one shares its device with nobody.
+        trial: The trial as it was found or made.
+    """
 
     trial_id: int
     study_id: int
@@ -51,6 +51,7 @@ class Lease:
     token: int
     attempt: int
     worker: str
+    alone: bool = False
     trial: FrozenTrial | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -84,9 +85,9 @@ def claim(engine: Engine, study_id: int, worker: str, seconds: float) -> Lease |
     answer = Link.of(engine).ask_once(CLAIM, given)
     if answer is None:
         return None
-    trial_id, token, attempt, made, document = json.loads(answer)
+    trial_id, token, attempt, made, document, alone = json.loads(answer)
     trial = rows.frozen(document) if document else rows.started(trial_id, made[0], made[2])
-    return Lease(trial_id, study_id, trial.number, token, attempt, worker, trial)
+    return Lease(trial_id, study_id, trial.number, token, attempt, worker, alone, trial)
 
 
 def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
@@ -113,7 +114,7 @@ def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None)
         StaleLease: Another worker has the trial now.
     """
     given = {**lease.key, "cause": cause, "detail": detail}
-    if Link.of(engine).ask(RELEASE, given) is None:
+    if Link.of(engine).ask(RELEASE, given) != "ok":
         raise stale(lease)
 
 

@@ -48,15 +48,17 @@ TOKENS = Sequence("lease_tokens", metadata=Base.metadata)
 class StudyRow(Base):
     """A study's spec, its budget and what it was told to do.
 
-    ``n_claimed`` counts the trials that were ever begun by a lease: the budget is spent when it
-    reaches ``n_trials``. ``failures`` counts failures of the objective's code since the last
-    success. ``stop_reason`` is set where the study must not go on: by `studyhall stop`, by too
-    many failures, or by a sampler that has nothing left to try.
+    ``uid`` names the study where several databases share a store of files. ``n_claimed`` counts
+    the trials that were ever begun by a lease: the budget is spent when it reaches ``n_trials``.
+    ``failures`` counts failures of the objective's code since the last success. ``stop_reason`` is
+    set where the study must not go on: by `studyhall stop` or by too many failures; ``exhausted``
+    where a sampler has nothing left to try.
     """
 
     __tablename__ = "studies"
 
     study_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    uid: Mapped[str] = mapped_column(server_default=text("gen_random_uuid()"))
     spec: Mapped[dict[str, Any]]
     data: Mapped[dict[str, Any] | None]
     n_trials: Mapped[int | None] = mapped_column(Integer)
@@ -85,7 +87,10 @@ class LeaseRow(Base):
 
 
 class AttemptRow(Base):
-    """One worker's try at one trial, kept for ever: who, where, when, how it ended and why."""
+    """One worker's try at one trial, kept for ever: who, where, when, how it ended and why.
+
+    ``first_epoch`` is where it went on from; ``epochs`` how many it reported from there on.
+    """
 
     __tablename__ = "attempts"
 
@@ -93,6 +98,10 @@ class AttemptRow(Base):
     attempt: Mapped[int] = mapped_column(Integer)
     study_id: Mapped[int] = mapped_column(Integer)
     worker: Mapped[str]
+    host: Mapped[str | None]
+    device: Mapped[str | None]
+    first_epoch: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    epochs: Mapped[int | None] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     ended_at: Mapped[datetime | None]
     cause: Mapped[str | None]

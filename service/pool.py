@@ -21,11 +21,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-from service import leases, workers
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import database, leases, workers
 from service.devices import Device
+from service.limits import Limits
 from service.progress import Progress
 from service.study import Hall, Study
-from service.worker import Assignment
+from service.worker import RECYCLE, Assignment
 
 # Docker sends SIGKILL ten seconds after SIGTERM.
 GRACE_SECONDS = 9.0
@@ -64,6 +68,7 @@ class Pool:
         show: Called with the study's progress, about every second.
         data_dir: Where this machine has the data.
         path: Folder of the objective's module.
+        limits: When a worker process is replaced by a fresh one.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Pool:
         show: Callable[[Progress], None] = lambda progress: None,
         data_dir: str | None = None,
         path: str | None = None,
+        limits: Limits = Limits(),  # noqa: B008  (frozen)
     ) -> None:
         self._hall = hall
         self._study = study
@@ -83,6 +89,8 @@ class Pool:
         self._show = show
         self._data_dir = data_dir
         self._path = path
+        self._limits = limits
+        self._away_since: float | None = None
         self._signal: int | None = None
         self._code = 0
 
@@ -102,7 +110,10 @@ class Pool:
             self._start(slot)
 
     def _tick(self) -> bool:
-        progress = self._study.progress()
+        """Look after the workers; False when there is nothing left to do."""
+        progress = self._progress()
+        if progress is None:
+            return self._signal is None
         self._show(progress)
         for slot in self._slots:
             self._bury(slot, progress)
@@ -112,12 +123,36 @@ class Pool:
             return True
         return self._wait_for_others(progress)
 
+    def _progress(self) -> Progress | None:
+        """The study's progress; None while the database is away, which the workers survive.
+
+        Raises:
+            DatabaseError: It has been away for longer than the settings allow.
+        """
+        try:
+            progress = self._study.progress()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            now = time.monotonic()
+            failure = database.failure(self._hall.engine.url, error)
+            if self._away_since is None:
+                self._away_since = now
+                self._say(f"{failure}; the workers go on meanwhile")
+            if now - self._away_since > self._hall.settings.database_patience:
+                raise failure from error
+            return None
+        self._away_since = None
+        return progress
+
     def _bury(self, slot: Slot, progress: Progress) -> None:
         """Take note of a worker that has ended; replace it if it died."""
         if slot.process is None or slot.alive:
             return
         code, slot.process = slot.process.returncode, None
         if code == 0:
+            return
+        if code == RECYCLE:
+            if self._signal is None:
+                self._start(slot)
             return
         self._free(slot)
         if code in (1, 2, 3, 130):
@@ -166,8 +201,12 @@ class Pool:
             database_url=self._hall.url,
             home=str(settings.home),
             lease_seconds=settings.lease_seconds,
+            database_patience=settings.database_patience,
+            artifacts=settings.artifacts,
             data_dir=self._data_dir,
             path=self._path,
+            recycle_after=self._limits.trials,
+            max_rss=self._limits.rss,
         )
 
     def _relay(self, lines: IO[str]) -> None:
@@ -195,8 +234,12 @@ class Pool:
 
     def _free(self, slot: Slot) -> None:
         """A dead worker's trial need not wait for its lease to expire."""
-        leases.free(self._hall.engine, slot.name)
-        workers.leave(self._hall.engine, slot.name)
+        try:
+            leases.free(self._hall.engine, slot.name)
+            workers.leave(self._hall.engine, slot.name)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            failure = database.failure(self._hall.engine.url, error)
+            self._say(f"{slot.name}'s trial waits for its lease to expire: {failure}")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -24,11 +24,20 @@ class Settings:
         database_url: The PostgreSQL to use; None means the embedded server under ``home``.
         home: Folder of everything studyhall keeps on this machine.
         lease_seconds: How long a lease lasts without being renewed, in seconds.
+        database_patience: How long a worker goes on without the database, in seconds.
+        artifacts: fsspec URL of checkpoints and models; None means a folder under ``home``.
     """
 
     database_url: str | None = field(default=None, repr=False)
     home: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir("studyhall")))
     lease_seconds: float = 30.0
+    database_patience: float = 600.0
+    artifacts: str | None = None
+
+    @property
+    def artifact_store(self) -> str:
+        """fsspec URL of checkpoints and models."""
+        return self.artifacts or str(self.home / "artifacts")
 
     @classmethod
     def load(
@@ -45,8 +54,12 @@ class Settings:
             values["database_url"] = normalize_url(url).render_as_string(hide_password=False)
         if home := environment.get(PREFIX + "HOME"):
             values["home"] = Path(home).expanduser().absolute()
-        if seconds := environment.get(PREFIX + "LEASE_SECONDS"):
-            values["lease_seconds"] = positive_seconds(PREFIX + "LEASE_SECONDS", seconds)
+        for name in ("lease_seconds", "database_patience"):
+            variable = PREFIX + name.upper()
+            if seconds := environment.get(variable):
+                values[name] = positive_seconds(variable, seconds)
+        if artifacts := environment.get(PREFIX + "ARTIFACTS"):
+            values["artifacts"] = artifacts
         return cls(**values)  # type: ignore[arg-type]
 
 

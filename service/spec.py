@@ -28,6 +28,8 @@ class Spec:
         data: ``real``, ``synthetic`` or None (the objective has no data set of its own).
         data_dir: Where the data were when the study was made; other machines may differ.
         path: Where the objective's module was when the study was made.
+        trial_timeout: Wall-clock of one attempt at a trial, in seconds, or None.
+        max_attempts: A trial that so many workers died of is not tried again.
     """
 
     objective: str
@@ -42,6 +44,16 @@ class Spec:
     data: str | None = None
     data_dir: str | None = None
     path: str | None = None
+    trial_timeout: float | None = None
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.trial_timeout is not None and self.trial_timeout <= 0:
+            raise ConfigurationError(
+                f"the trial timeout must be positive, not {self.trial_timeout} s"
+            )
+        if self.max_attempts < 1:
+            raise ConfigurationError(f"max attempts must be at least 1, not {self.max_attempts}")
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""

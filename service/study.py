@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 FIND = text(
     """-- A study by its name.
-    SELECT o.study_id, s.spec, s.n_trials, s.timeout_seconds
+    SELECT o.study_id, s.uid, s.spec, s.n_trials, s.timeout_seconds
       FROM public.studies o JOIN service.studies s USING (study_id) WHERE o.study_name = :name"""
 )
 NAMES = text(
@@ -57,21 +58,37 @@ ADOPT_DATA = text(
 )
 ATTEMPTS = text(
     """-- How often, by whom and how each trial was tried.
-    SELECT trial_id, attempt, worker, started_at, ended_at, cause, detail
+    SELECT trial_id, attempt, worker, host, device, started_at, ended_at,
+           first_epoch, epochs, cause, detail
       FROM service.attempts WHERE study_id = :study_id ORDER BY trial_id, attempt"""
 )
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One worker's try at one trial."""
+    """One worker's try at one trial.
+
+    Attributes:
+        first_epoch: The epoch from which it went on; 0 from the beginning.
+        epochs: How many it reported from there on; None while it runs.
+        cause: Why it ended otherwise than well; None where it did not.
+    """
 
     attempt: int
     worker: str
-    started_at: Any
-    ended_at: Any
+    host: str | None
+    device: str | None
+    started_at: datetime
+    ended_at: datetime | None
+    first_epoch: int
+    epochs: int | None
     cause: str | None
     detail: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``studyhall trials --format json`` prints it."""
+        times = {"started_at": self.started_at, "ended_at": self.ended_at}
+        return {**self.__dict__, **{key: at and at.isoformat() for key, at in times.items()}}
 
 
 def connect(url: str | None = None) -> Hall:
@@ -127,7 +144,7 @@ class Hall:
         if row is None:
             known = ", ".join(self.names()) or "none yet"
             raise UnknownStudy(f"there is no study {name!r}; studies here: {known}")
-        return Study(self, row.study_id, name, Spec.from_json(row.spec))
+        return Study(self, row.study_id, name, row.uid, Spec.from_json(row.spec))
 
     def create(self, name: str, spec: Spec, budget: Budget) -> Study:
         """Create a study, or find the one that another process created just now.
@@ -165,13 +182,15 @@ class Study:
         hall: The database it lives in.
         study_id: Optuna's id of it.
         name: Its name.
+        uid: What its files are named by.
         spec: What it is made of.
     """
 
-    def __init__(self, hall: Hall, study_id: int, name: str, spec: Spec) -> None:
+    def __init__(self, hall: Hall, study_id: int, name: str, uid: str, spec: Spec) -> None:
         self._hall = hall
         self.study_id = study_id
         self.name = name
+        self.uid = uid
         self.spec = spec
 
     def __repr__(self) -> str:
@@ -207,6 +226,10 @@ class Study:
         trial = self.optuna._storage.get_trial(row.trial_id)
         seed = samplers.trial_seed(self.spec.seed, row.number)
         return Best(row.number, row.value, trial.params, best_epoch(trial, self.spec), seed)
+
+    def checkpoints(self, number: int) -> str:
+        """The folder of a trial's checkpoints in the artifact store."""
+        return f"checkpoints/{self.uid}/{number}"
 
     def attempts(self) -> dict[int, list[Attempt]]:
         """The attempts at every trial, by Optuna's trial id, the first one first."""
@@ -327,4 +350,5 @@ def record(trial: FrozenTrial, attempts: list[Attempt]) -> dict[str, Any]:
         "worker": last.worker if last else None,
         "cause": last.cause if last else None,
         "detail": last.detail if last else None,
+        "history": [attempt.to_json() for attempt in attempts],
     }

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -27,17 +28,20 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from service import database, leases, workers
-from service.errors import ConfigurationError, StaleLease, StudyhallError
+from service import database, devices, leases, workers
+from service.checkpoints import Store, TrialCheckpoints
+from service.errors import ConfigurationError, DatabaseError, StaleLease, StudyhallError
 from service.keeper import LeaseKeeper
 from service.leases import Lease
+from service.limits import Limits
+from service.link import Link
 from service.registry import Objective
 from service.settings import Settings
 from service.storage import StudyStorage
 from service.study import Hall, Study
-from service.trial import Overtime, Trial, TrialInterrupted
+from service.trial import Checkpoint, Overtime, Trial, TrialInterrupted, TrialTimeout
 
 log = logging.getLogger("studyhall")
 
@@ -45,6 +49,10 @@ CAUSES = ("error", "invalid", "nan", "oom", "timeout", "configuration")
 # An objective that does not look at should_stop() is left to itself for so many seconds after a
 # signal; docker kills after ten.
 PATIENCE_SECONDS = 5.0
+
+
+# Exit code of a worker that wants a fresh process in its place; sysexits.h's EX_TEMPFAIL.
+RECYCLE = 75
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,12 @@ class Assignment:
     database_url: str
     home: str
     lease_seconds: float
+    database_patience: float
+    artifacts: str | None = None
     data_dir: str | None = None
     path: str | None = None
+    recycle_after: int | None = None
+    max_rss: int | None = None
 
     def to_line(self) -> str:
         """One line of JSON."""
@@ -67,7 +79,18 @@ class Assignment:
     @property
     def settings(self) -> Settings:
         """The settings of the process."""
-        return Settings(self.database_url, Path(self.home), self.lease_seconds)
+        return Settings(
+            self.database_url,
+            Path(self.home),
+            self.lease_seconds,
+            self.database_patience,
+            self.artifacts,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """When the process is to be replaced by a fresh one."""
+        return Limits(self.recycle_after, self.max_rss)
 
 
 @dataclass(frozen=True)
@@ -89,10 +112,17 @@ class Worker:
         objective: Its objective, configured.
         name: A name that no other worker has.
         device: What it runs on, for the record.
+        limits: When the process is to be replaced.
     """
 
     def __init__(
-        self, study: Study, hall: Hall, objective: Objective, name: str, device: str
+        self,
+        study: Study,
+        hall: Hall,
+        objective: Objective,
+        name: str,
+        device: str,
+        limits: Limits = Limits(),
     ) -> None:
         self._study = study
         self._objective = objective
@@ -101,8 +131,16 @@ class Worker:
         self._storage = StudyStorage(hall.engine)
         self._keeper = LeaseKeeper(hall.engine, name, self._seconds, self._storage)
         self._me = workers.Worker(name, socket.gethostname(), os.getpid(), device)
+        self._settings = hall.settings
+        Link.of(hall.engine).patience = hall.settings.database_patience
+        self._store = Store(hall.settings.artifact_store)
+        self._device = device
+        self._limits = limits
         self._signal: int | None = None
         self._in_objective = False
+        self._trial_deadline: float | None = None
+        self._away_since: float | None = None
+        self._out_of_memory = False
 
     @property
     def leave_now(self) -> bool:
@@ -120,6 +158,33 @@ class Worker:
         """Whether the study's wall-clock is spent."""
         return self._keeper.orders.late or self._storage.orders.late
 
+    @property
+    def trial_is_late(self) -> bool:
+        """Whether the running attempt has had its time."""
+        return self._trial_deadline is not None and time.monotonic() > self._trial_deadline
+
+    @contextlib.contextmanager
+    def hurry(self) -> Iterator[None]:
+        """Inside, what the database does not answer at once is given up."""
+        with Link.of(self._engine).hurry():
+            yield
+        if self._away_since is not None:
+            log.info("the database is back after %.0f s", time.monotonic() - self._away_since)
+            self._away_since = None
+
+    def database_is_away(self, error: Exception) -> None:
+        """Go on without the database, but not for ever.
+
+        Raises:
+            DatabaseError: It has been away for longer than the settings allow.
+        """
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            failure = database.failure(self._engine.url, error)
+            log.warning("%s; going on, and trying again after every epoch", failure)
+        if time.monotonic() - self._away_since > self._settings.database_patience:
+            raise database.failure(self._engine.url, error) from error
+
     def run(self) -> int:
         """Work; return the process's exit code.
 
@@ -127,9 +192,12 @@ class Worker:
             DatabaseError: The database is gone.
             ConfigurationError: The objective found its configuration to be wrong.
         """
+        trials = 0
         with self._signals(), self._present():
             while self._signal is None and self._next():
-                pass
+                trials += 1
+                if self._out_of_memory or self._limits.reached(trials):
+                    return RECYCLE
         return 130 if self._signal == signal.SIGINT else 0
 
     @contextlib.contextmanager
@@ -144,13 +212,14 @@ class Worker:
                 workers.leave(self._engine, self._me.worker)
 
     def _next(self) -> bool:
-        lease = leases.claim(self._engine, self._study.study_id, self._me.worker, self._seconds)
+        lease = self._claim()
         if lease is None:
             return False
         self._storage.hold(lease)
         self._keeper.hold(lease)
         try:
-            self._run_trial(lease)
+            with devices.share(self._settings.home, self._device, alone=lease.alone):
+                self._run_trial(lease)
         except StaleLease:
             log.warning("trial %d has passed to another worker; leaving it", lease.number)
         finally:
@@ -158,20 +227,49 @@ class Worker:
             self._storage.drop(lease)
         return True
 
-    def _run_trial(self, lease: Lease) -> None:
-        if lease.taken_over:
-            log.info("trial %d: taken over, attempt %d", lease.number, lease.attempt)
-            self._storage.forget(lease)
-        study = self._optuna_study(lease.number)
-        trial = Trial(study, lease.trial_id, self._study.spec.seed, self)
+    def _claim(self) -> Lease | None:
+        """Claim; if the answer was lost on its way, give back what it may have been first."""
+        study_id, name = self._study.study_id, self._me.worker
         try:
+            return leases.claim(self._engine, study_id, name, self._seconds)
+        except (OperationalError, InterfaceError):
+            leases.free(self._engine, name)
+            return leases.claim(self._engine, study_id, name, self._seconds)
+
+    def _run_trial(self, lease: Lease) -> None:
+        files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number))
+        try:
+            trial = self._trial(lease, files)
             outcome = self._evaluate(trial)
+            if outcome.cause == "oom" and not lease.alone:
+                self._give_back(lease, files, "oom", outcome.detail)
+                return
+            self._record(trial, outcome)
+            files.clear()
         except TrialInterrupted:
-            self._storage.flush(lease.trial_id)
-            leases.release(self._engine, lease, "preempted")
-            log.info("trial %d: interrupted; another worker will go on with it", lease.number)
-            return
-        self._record(study, trial, outcome)
+            self._give_back(lease, files, "preempted", None)
+        finally:
+            files.close()
+
+    def _trial(self, lease: Lease, files: TrialCheckpoints) -> Trial:
+        saved = files.load() if lease.taken_over else None
+        if lease.taken_over:
+            self._storage.forget(lease, step=saved.epoch + 1 if saved else 0)
+            where = f"after epoch {saved.epoch}" if saved else "from the beginning"
+            log.info("trial %d: taken over %s, attempt %d", lease.number, where, lease.attempt)
+        study = self._optuna_study(lease.number)
+        seed = self._study.spec.seed
+        return Trial(study, lease.trial_id, seed, self, Checkpoint(files, saved))
+
+    def _give_back(
+        self, lease: Lease, files: TrialCheckpoints, cause: str, detail: str | None
+    ) -> None:
+        files.wait()
+        self._storage.flush(lease.trial_id)
+        leases.release(self._engine, lease, cause, detail)
+        self._out_of_memory = cause == "oom"
+        how = "is tried once more, alone" if cause == "oom" else "goes on with another worker"
+        log.info("trial %d: interrupted (%s); it %s", lease.number, cause, how)
 
     def _optuna_study(self, number: int) -> optuna.Study:
         spec, study = self._study.spec, self._loaded
@@ -191,10 +289,12 @@ class Worker:
         try:
             with self._objective_running():
                 value = self._objective(trial)
-        except (StaleLease, TrialInterrupted):
+        except (StaleLease, TrialInterrupted, DatabaseError):
             raise
         except KeyboardInterrupt:
             raise TrialInterrupted from None
+        except TrialTimeout as error:
+            outcome = Outcome(TrialState.FAIL, cause="timeout", detail=str(error))
         except Overtime as error:
             outcome = Outcome(TrialState.PRUNED, cause="timeout", detail=str(error))
         except optuna.TrialPruned:
@@ -211,13 +311,21 @@ class Worker:
 
     @contextlib.contextmanager
     def _objective_running(self) -> Iterator[None]:
+        limit = self._study.spec.trial_timeout
+        if limit is not None:
+            self._trial_deadline = time.monotonic() + limit
+            signal.setitimer(signal.ITIMER_REAL, limit + PATIENCE_SECONDS)
         self._in_objective = True
         try:
             yield
         finally:
             self._in_objective = False
+            self._trial_deadline = None
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _record(self, study: optuna.Study, trial: Trial, outcome: Outcome) -> None:
+    def _record(self, trial: Trial, outcome: Outcome) -> None:
+        study = trial.study
+        trial.settle()
         self._storage.outcome(outcome.cause, outcome.detail)
         study.tell(trial, outcome.value, outcome.state)
         log.info("trial %d: %s", trial.number, self._line(trial, outcome))
@@ -253,7 +361,7 @@ class Worker:
     def _hear(self, number: int, _frame: Any) -> None:
         if number == signal.SIGALRM:
             if self._in_objective:
-                raise TrialInterrupted
+                raise TrialInterrupted if self._signal else TrialTimeout("it took too long")
             return
         if self._signal is not None:
             os._exit(128 + number)
@@ -303,7 +411,8 @@ def serve(assignment: Assignment) -> int:
     objective = study.spec.load(assignment.data_dir)
     study.check_data(objective)
     try:
-        return Worker(study, hall, objective, assignment.name, assignment.device).run()
+        name, device, limits = assignment.name, assignment.device, assignment.limits
+        return Worker(study, hall, objective, name, device, limits).run()
     except (SQLAlchemyError, StorageInternalError) as error:
         raise database.failure(hall.engine.url, error) from error
 

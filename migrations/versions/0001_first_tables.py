@@ -28,6 +28,7 @@ def create_studies() -> None:
     op.create_table(
         "studies",
         sa.Column("study_id", sa.Integer, autoincrement=False, nullable=False),
+        sa.Column("uid", sa.Text, server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("spec", JSONB, nullable=False),
         sa.Column("data", JSONB),
         sa.Column("n_trials", sa.Integer),
@@ -67,6 +68,10 @@ def create_attempts() -> None:
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("study_id", sa.Integer, nullable=False),
         sa.Column("worker", sa.Text, nullable=False),
+        sa.Column("host", sa.Text),
+        sa.Column("device", sa.Text),
+        sa.Column("first_epoch", sa.Integer, server_default=sa.text("0"), nullable=False),
+        sa.Column("epochs", sa.Integer),
         sa.Column("started_at", TIME, server_default=NOW, nullable=False),
         sa.Column("ended_at", TIME),
         sa.Column("cause", sa.Text),

@@ -182,6 +182,36 @@ BEGIN
 END $$
 """
 
+CLOSE = """
+CREATE FUNCTION service.close_attempt(p_trial int, p_attempt int, p_cause text, p_detail text)
+RETURNS void LANGUAGE sql AS $$
+-- How an attempt ended, and how many epochs it reported.
+  UPDATE service.attempts a
+     SET ended_at = clock_timestamp(), cause = p_cause, detail = p_detail,
+         epochs = (SELECT count(*) FROM trial_intermediate_values v
+                    WHERE v.trial_id = p_trial AND v.step >= a.first_epoch)
+   WHERE a.trial_id = p_trial AND a.attempt = p_attempt AND a.ended_at IS NULL;
+$$
+"""
+
+RELEASE = """
+CREATE FUNCTION service.release(
+  p_trial int, p_token bigint, p_cause text, p_detail text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql AS $$
+-- Give an unfinished trial back: it is interrupted from this moment on.
+DECLARE
+  tried int;
+BEGIN
+  UPDATE service.leases SET expires_at = '-infinity'
+   WHERE trial_id = p_trial AND token = p_token RETURNING attempt INTO tried;
+  IF NOT FOUND THEN
+    RETURN 'stale';
+  END IF;
+  PERFORM service.close_attempt(p_trial, tried, p_cause, p_detail);
+  RETURN 'ok';
+END $$
+"""
+
 FORGET = """
 CREATE FUNCTION service.forget(p_trial int, p_token bigint, p_step int) RETURNS text
 LANGUAGE plpgsql AS $$
@@ -191,6 +221,8 @@ DECLARE
   verdict text := service.guard(p_trial, p_token);
 BEGIN
   IF verdict = 'ok' THEN
+    UPDATE service.attempts a SET first_epoch = p_step FROM service.leases l
+     WHERE l.trial_id = p_trial AND (a.trial_id, a.attempt) = (l.trial_id, l.attempt);
     DELETE FROM trial_intermediate_values WHERE trial_id = p_trial AND step >= p_step;
     IF FOUND THEN
       UPDATE trials SET state = state WHERE trial_id = p_trial;
@@ -358,8 +390,7 @@ BEGIN
                 AND cause IS NOT DISTINCT FROM p_cause)
            THEN json_build_array('ok', ended) ELSE json_build_array('stale') END;
   END IF;
-  UPDATE service.attempts SET ended_at = clock_timestamp(), cause = p_cause, detail = p_detail
-   WHERE trial_id = p_trial AND attempt = p_attempt;
+  PERFORM service.close_attempt(p_trial, p_attempt, p_cause, p_detail);
   IF now_in IS NULL OR now_in NOT IN ('RUNNING', 'WAITING') THEN
     RETURN json_build_array(CASE WHEN now_in IS NULL THEN 'missing' ELSE 'finished' END);
   END IF;
@@ -387,6 +418,8 @@ DECLARE
   lasts interval := p_seconds * interval '1 second';
   made json;
   document json;
+  lost int;
+  alone boolean;
 BEGIN
   SELECT * INTO STRICT study FROM service.studies WHERE study_id = p_study FOR UPDATE;
   IF study.deadline <= clock_timestamp() THEN
@@ -406,16 +439,26 @@ BEGIN
     RETURN NULL;
   END IF;
 
-  SELECT l.* INTO lease FROM service.leases l JOIN trials t USING (trial_id)
-   WHERE l.study_id = p_study AND l.expires_at <= clock_timestamp() AND t.state = 'RUNNING'
-   ORDER BY l.trial_id LIMIT 1 FOR UPDATE OF l SKIP LOCKED;
-  IF FOUND THEN
+  LOOP
+    SELECT l.* INTO lease FROM service.leases l JOIN trials t USING (trial_id)
+     WHERE l.study_id = p_study AND l.expires_at <= clock_timestamp() AND t.state = 'RUNNING'
+     ORDER BY l.trial_id LIMIT 1 FOR UPDATE OF l SKIP LOCKED;
+    EXIT WHEN NOT FOUND;
+    PERFORM service.close_attempt(lease.trial_id, lease.attempt, 'lost', NULL);
+    SELECT count(*) FILTER (WHERE cause = 'lost'), bool_or(cause = 'oom')
+      INTO lost, alone FROM service.attempts WHERE trial_id = lease.trial_id;
+    EXIT WHEN lost < coalesce((study.spec->>'max_attempts')::int, 3);
+    -- A trial that kills its workers is not tried for ever.
+    DELETE FROM service.leases WHERE trial_id = lease.trial_id;
+    PERFORM service.settle(lease.trial_id, 'FAIL', NULL, NULL);
+    UPDATE service.attempts SET detail = format('%s workers died of this trial', lost)
+     WHERE trial_id = lease.trial_id AND attempt = lease.attempt;
+  END LOOP;
+  IF lease.trial_id IS NOT NULL THEN
     UPDATE service.leases
        SET token = nextval('service.lease_tokens'), worker = p_worker, attempt = attempt + 1,
            expires_at = clock_timestamp() + lasts
      WHERE trial_id = lease.trial_id RETURNING * INTO lease;
-    UPDATE service.attempts SET ended_at = clock_timestamp(), cause = 'lost'
-     WHERE trial_id = lease.trial_id AND ended_at IS NULL;
     UPDATE trials SET state = state WHERE trial_id = lease.trial_id;
     document := service.documents(ARRAY[lease.trial_id])->0;
   ELSIF study.n_claimed >= study.n_trials THEN
@@ -441,9 +484,11 @@ BEGIN
             clock_timestamp() + lasts)
     RETURNING * INTO lease;
   END IF;
-  INSERT INTO service.attempts (trial_id, attempt, study_id, worker)
-  VALUES (lease.trial_id, lease.attempt, p_study, p_worker);
-  RETURN json_build_array(lease.trial_id, lease.token, lease.attempt, made, document);
+  INSERT INTO service.attempts (trial_id, attempt, study_id, worker, host, device)
+  SELECT lease.trial_id, lease.attempt, p_study, p_worker, w.host, w.device
+    FROM (VALUES (p_worker)) asking (worker) LEFT JOIN service.workers w USING (worker);
+  RETURN json_build_array(
+    lease.trial_id, lease.token, lease.attempt, made, document, coalesce(alone, false));
 END $$
 """
 
@@ -483,6 +528,8 @@ FUNCTIONS = (
     PUT,
     GUARD,
     WRITE,
+    CLOSE,
+    RELEASE,
     FORGET,
     CREATE,
     BEGIN_WAITING,
@@ -498,6 +545,8 @@ DROPPED = (
     "put",
     "guard",
     "write",
+    "close_attempt",
+    "release",
     "forget",
     "create",
     "begin_waiting",

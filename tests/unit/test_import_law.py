@@ -23,6 +23,7 @@ ALLOWED = {
     "models": "",
     "postgres": "",
     "devices": "",
+    "limits": "",
     "registry": "",
     "samplers": "pruning sampling",
     "embedded": "postgres",
@@ -47,15 +48,16 @@ ALLOWED = {
     "checkpoints": "settings",
     "trial": "checkpoints leases samplers",
     "keeper": "leases link storage workers",
-    "study": "checkpoints database leases models progress registry samplers schema settings spec "
-    "storage workers",
-    "worker": "checkpoints database keeper leases registry samplers settings spec storage study "
-    "trial workers",
-    "pool": "database devices leases progress settings spec study worker workers",
+    "study": "checkpoints database leases models progress registry samplers schema settings "
+    "spec storage workers",
+    "worker": "checkpoints database devices keeper leases limits link registry samplers "
+    "settings spec storage study trial workers",
+    "pool": "database devices leases limits progress settings spec study worker workers",
     "confirm": "pool progress settings spec study",
     "display": "progress spec study",
-    "cli": "confirm database devices display embedded pool registry samplers schema settings spec "
-    "study",
+    "doctor": "checkpoints database registry schema settings spec study",
+    "cli": "confirm database devices display doctor embedded limits pool registry samplers "
+    "schema settings spec study",
     "__main__": "cli database",
     "__init__": "progress settings spec study",
 }
