@@ -58,7 +58,7 @@ def stored_all(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
 
 def loaded(value: float | None, kind: str) -> float:
     """What `stored` put away."""
-    return STORED[kind] if value is None else value
+    return STORED[kind] if value is None else float(value)
 
 
 def local(epoch: float | None) -> datetime | None:
