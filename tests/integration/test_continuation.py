@@ -14,7 +14,7 @@ import pytest
 
 from service import Budget, Hall, Spec, Study, leases
 from service.checkpoints import Store
-from service.limits import Limits
+from service.limits import NO_LIMITS, Limits
 from service.worker import RECYCLE, Worker
 
 
@@ -30,7 +30,7 @@ def new(hall: Hall, objective: str, n_trials: int = 2, **spec: object) -> Study:
     return hall.create(objective, made, Budget(n_trials))
 
 
-def work(hall: Hall, study: Study, name: str, limits: Limits = Limits()) -> int:  # noqa: B008
+def work(hall: Hall, study: Study, name: str, limits: Limits = NO_LIMITS) -> int:
     return Worker(study, hall, study.spec.load(), name, "cpu", limits).run()
 
 
