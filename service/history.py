@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Container, Iterator
 from operator import attrgetter
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
@@ -33,6 +35,8 @@ class History:
         distributions: Of every parameter, as the first trial seen to have it has it.
         fresh: Whether news has come along with a report and nobody has looked at it yet.
         finished: The finished trials in the order in which they became known; only ever appended.
+        memory: What samplers and pruners have derived from it, by their names.
+        lock: For those who extend the memory.
     """
 
     def __init__(self, name: str, directions: list[StudyDirection]) -> None:
@@ -45,6 +49,8 @@ class History:
         self.distributions: dict[str, BaseDistribution] = {}
         self.fresh = False
         self.finished: list[FrozenTrial] = []
+        self.memory: dict[str, Any] = {}
+        self.lock = threading.Lock()
         self._by_id: dict[int, FrozenTrial] = {}
         self._lists: dict[frozenset[TrialState], list[FrozenTrial]] = {ALL: []}
         self._best: FrozenTrial | None = None

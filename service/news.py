@@ -26,8 +26,10 @@ A study that has never been read is read by the same statement, in portions.
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from service import rows
@@ -36,6 +38,9 @@ from service.link import Link
 
 PORTION = 2000
 """Trials that one statement brings at most, so that a large study passes through in a stream."""
+
+LARGE = 1 << 18
+"""Characters of an answer from which on Python's garbage collector is kept out of it."""
 
 NEWS = """-- What of this study is not known here yet.
 SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_children)s,
@@ -61,13 +66,27 @@ def read(link: Link, study_id: int, history: History, own: Collection[int], whol
         text = link.ask(NEWS, asked)
         if text is None:
             return False
-        horizon, created = take(json.loads(text), history, own)
+        with _collector_at_rest(len(text) > LARGE):
+            horizon, created = take(json.loads(text), history, own)
         horizons.append(horizon)
         asked |= {"p_after": history.after, "p_known": "{}"}
     history.since = horizons[0]
     if whole:
         history.since_children = horizons[0]
     return True
+
+
+@contextmanager
+def _collector_at_rest(large: bool) -> Iterator[None]:
+    """Spare a large answer the garbage collector, which would visit all trials over and over."""
+    pause = large and gc.isenabled()
+    if pause:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pause:
+            gc.enable()
 
 
 def question(study_id: int, history: History, own: Collection[int]) -> dict[str, Any]:

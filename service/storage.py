@@ -116,6 +116,12 @@ class StudyStorage(Shelf):
                 raise no_study(study_id)
             return history
 
+    def known(self, study_id: int) -> History:
+        """What is known of a study without asking anew; to be read, not altered."""
+        with self._lock:
+            history = self._history(study_id)
+            return history if history.since else self.history(study_id)
+
     # Trials that are held
 
     def hold(self, lease: Lease) -> None:

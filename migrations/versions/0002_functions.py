@@ -18,6 +18,7 @@ INDEXES = (
     """CREATE INDEX studyhall_trials_by_study ON trials (study_id, trial_id)""",
     """CREATE INDEX studyhall_trials_unfinished ON trials (study_id, trial_id)
     WHERE state IN ('RUNNING', 'WAITING')""",
+    """CREATE INDEX studyhall_trial_values_ranked ON trial_values (objective, value)""",
 )
 
 # --- reading ---------------------------------------------------------------------------------
@@ -567,3 +568,4 @@ def downgrade() -> None:
         op.execute(f"DROP FUNCTION service.{name}")
     op.execute("DROP INDEX studyhall_trials_by_study")
     op.execute("DROP INDEX studyhall_trials_unfinished")
+    op.execute("DROP INDEX studyhall_trial_values_ranked")

@@ -1,0 +1,103 @@
+"""MedianPruner and PercentilePruner: Optuna's, without going through all trials at every step.
+
+The same history gives the same verdicts. Optuna collects the values that all complete trials
+reported at the step anew for every verdict; here each complete trial is taken in once, and the
+news of a trial that is held comes along with its own report.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import optuna
+from optuna.pruners._percentile import (
+    _get_best_intermediate_result_over_steps,
+    _is_first_in_interval_step,
+)
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from service.history import History
+from service.storage import StudyStorage
+
+
+class Steps:
+    """What the complete trials of a study reported at each step.
+
+    Args:
+        history: What is known of the study.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._read = 0
+        self._values: dict[int, list[float]] = {}
+        self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}
+        self.complete = 0
+
+    @classmethod
+    def of(cls, history: History) -> Steps:
+        """The steps that go with a history, brought up to it."""
+        with history.lock:
+            if "steps" not in history.memory:
+                history.memory["steps"] = cls(history)
+            found: Steps = history.memory["steps"]
+            found._take_in()
+        return found
+
+    def _take_in(self) -> None:
+        finished = self._history.finished
+        for trial in finished[self._read :]:
+            if trial.state == TrialState.COMPLETE:
+                self.complete += 1
+                for step, value in trial.intermediate_values.items():
+                    self._values.setdefault(step, []).append(value)
+        self._read = len(finished)
+
+    def percentile(self, step: int, percentile: float, n_min_trials: int) -> float:
+        """A percentile of the values at a step; NaN where fewer trials than asked have one."""
+        values = self._values.get(step, ())
+        if len(values) < n_min_trials:
+            return math.nan
+        count, known = self._percentiles.get((step, percentile), (0, math.nan))
+        if count != len(values):
+            known = float(np.nanpercentile(np.array(values, dtype=float), percentile))
+            self._percentiles[step, percentile] = (len(values), known)
+        return known
+
+
+class PercentilePruner(optuna.pruners.PercentilePruner):
+    """Optuna's PercentilePruner with the same arguments and the same verdicts, in less time."""
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        filtered = type(study).get_trials is not Study.get_trials
+        if filtered or not isinstance(study._storage, StudyStorage):
+            return super().prune(study, trial)
+        steps = Steps.of(study._storage.followed(study._study_id))
+        step = trial.last_step
+        if not self._judges(steps, step, trial):
+            return False
+        direction = study.direction
+        best = _get_best_intermediate_result_over_steps(trial, direction)
+        if math.isnan(best):
+            return True
+        maximize = direction == StudyDirection.MAXIMIZE
+        percentile = 100 - self._percentile if maximize else self._percentile
+        bar = steps.percentile(step or 0, percentile, self._n_min_trials)
+        return bool(best < bar if maximize else best > bar)
+
+    def _judges(self, steps: Steps, step: int | None, trial: FrozenTrial) -> bool:
+        if steps.complete == 0 or steps.complete < self._n_startup_trials:
+            return False
+        if step is None or step < self._n_warmup_steps:
+            return False
+        return _is_first_in_interval_step(
+            step, trial.intermediate_values.keys(), self._n_warmup_steps, self._interval_steps
+        )
+
+
+class MedianPruner(PercentilePruner, optuna.pruners.MedianPruner):
+    """Optuna's MedianPruner with the same arguments and the same verdicts, in less time."""
+
+    __init__ = optuna.pruners.MedianPruner.__init__

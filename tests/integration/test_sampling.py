@@ -1,0 +1,182 @@
+"""Our sampler and pruners choose what Optuna's choose, from the same seed and history."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers._tpe import _truncnorm
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.engine import Engine
+
+from service import mixture, pruning, sampling
+from service.storage import StudyStorage
+
+SPACE: dict[str, BaseDistribution] = {
+    "width": FloatDistribution(0.0, 1.0),
+    "rate": FloatDistribution(1e-5, 1e-1, log=True),
+    "grid": FloatDistribution(0.0, 2.0, step=0.25),
+    "layers": IntDistribution(1, 8),
+    "units": IntDistribution(16, 512, log=True),
+    "optimizer": CategoricalDistribution(("adam", "sgd", "rmsprop")),
+}
+
+
+def drawn(chance: random.Random, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return chance.choice(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if isinstance(distribution, IntDistribution):
+        return chance.randint(distribution.low, distribution.high)
+    if distribution.step is not None:
+        return distribution.low + distribution.step * chance.randrange(9)
+    return chance.uniform(distribution.low, distribution.high)
+
+
+def past(chance: random.Random, whole: bool) -> FrozenTrial:
+    """A trial of any state; unless ``whole``, some parameters are missing."""
+    state = chance.choice([TrialState.COMPLETE] * 5 + [TrialState.PRUNED] * 3 + [TrialState.FAIL])
+    if chance.random() < 0.1:
+        state = TrialState.RUNNING
+    names = [name for name in SPACE if whole or chance.random() < 0.9 or name == "width"]
+    params = {name: drawn(chance, SPACE[name]) for name in names}
+    steps = {step: chance.choice([chance.random(), 0.5]) for step in range(chance.randrange(5))}
+    relative = json.dumps({name: drawn(chance, SPACE[name]) for name in SPACE})
+    running = state == TrialState.RUNNING
+    if running and chance.random() < 0.5:
+        params = {}
+    return create_trial(
+        state=state,
+        value=chance.choice([chance.random(), 0.5]) if state == TrialState.COMPLETE else None,
+        params=params,
+        distributions={name: SPACE[name] for name in params},
+        intermediate_values=steps,
+        system_attrs={"tpe:relative_params:0": relative} if running else {},
+    )
+
+
+def suggested(study: optuna.Study, sampler: optuna.samplers.BaseSampler) -> dict[str, Any]:
+    """What a new trial of the study suggests; the trial fails afterwards."""
+    study.sampler = sampler
+    trial = study.ask(SPACE)
+    study.tell(trial, state=TrialState.FAIL)
+    return trial.params
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"constant_liar": False},
+        {"multivariate": False},
+        {"multivariate": False, "constant_liar": False},
+        {"n_ei_candidates": 100},
+    ],
+    ids=str,
+)
+def test_tpe_suggests_what_optunas_suggests(
+    engine: Engine, direction: str, whole: bool, arguments: dict[str, Any]
+) -> None:
+    storage = StudyStorage(engine)
+    study = optuna.create_study(storage=storage, direction=direction)
+    chance = random.Random(str((direction, whole, arguments)))
+    for size in (3, 9, 40, 120):
+        storage.add_trials(study._study_id, [past(chance, whole) for _ in range(size)])
+        for seed in (1, 2):
+            expected = suggested(study, optuna.samplers.TPESampler(seed=seed, **arguments))
+            found = suggested(study, sampling.TPESampler(seed=seed, **arguments))
+            assert found == expected, (size, seed)
+
+
+def test_tpe_leaves_constraints_groups_and_several_objectives_to_optuna(engine: Engine) -> None:
+    storage = StudyStorage(engine)
+    many = optuna.create_study(storage=storage, directions=["minimize", "maximize"])
+    one = optuna.create_study(storage=storage)
+    for number in range(30):
+        chance = random.Random(number)
+        params = {name: drawn(chance, of) for name, of in SPACE.items()}
+        many.add_trial(
+            create_trial(params=params, distributions=SPACE, values=[chance.random(), 1.0])
+        )
+        one.add_trial(
+            create_trial(
+                params=params,
+                distributions=SPACE,
+                value=chance.random(),
+                constraints={"size": chance.random() - 0.5},
+            )
+        )
+    for study, arguments in ((many, {}), (one, {}), (one, {"group": True})):
+        expected = suggested(study, optuna.samplers.TPESampler(seed=1, **arguments))
+        assert suggested(study, sampling.TPESampler(seed=1, **arguments)) == expected
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize(
+    ("ours", "optunas", "arguments"),
+    [
+        (pruning.MedianPruner, optuna.pruners.MedianPruner, {}),
+        (pruning.MedianPruner, optuna.pruners.MedianPruner, {"n_warmup_steps": 1}),
+        (pruning.MedianPruner, optuna.pruners.MedianPruner, {"n_min_trials": 4}),
+        (pruning.PercentilePruner, optuna.pruners.PercentilePruner, {"percentile": 25.0}),
+        (
+            pruning.PercentilePruner,
+            optuna.pruners.PercentilePruner,
+            {"percentile": 80.0, "interval_steps": 2},
+        ),
+    ],
+)
+def test_pruners_judge_as_optunas_judge(
+    engine: Engine, direction: str, ours: Any, optunas: Any, arguments: dict[str, Any]
+) -> None:
+    study = optuna.create_study(storage=StudyStorage(engine), direction=direction)
+    mine, theirs = ours(**arguments), optunas(**arguments)
+    chance = random.Random(7)
+    verdicts = []
+    for _ in range(25):
+        trial = study.ask()
+        for step in range(5):
+            trial.report(chance.choice([chance.random(), float("nan")]), step)
+            latest = trial._get_latest_trial()
+            verdicts.append(mine.prune(study, latest))
+            assert verdicts[-1] == theirs.prune(study, latest)
+        study.tell(trial, chance.random())
+    assert {True, False} == set(verdicts)
+
+
+def test_the_logarithm_of_the_normal_distribution_has_optunas_bits() -> None:
+    generator = np.random.RandomState(0)
+    spread = [generator.normal(size=2000) * scale for scale in (0.1, 1, 3, 10, 30)]
+    points = np.concatenate([*spread, [0.0, 1.0, -1.0, 6.0, -20.0, 40.0, np.inf]])
+    assert np.array_equal(mixture.log_ndtr(points), _truncnorm._log_ndtr(points))
+
+
+@pytest.mark.parametrize("size", [0, 1, 30])
+def test_densities_are_optunas_to_rounding(size: int) -> None:
+    chance = random.Random(1)
+    observations = {
+        name: np.array([of.to_internal_repr(drawn(chance, of)) for _ in range(size)])
+        for name, of in SPACE.items()
+    }
+    parameters = optuna.samplers.TPESampler()._parzen_estimator_parameters
+    ours = mixture.ParzenEstimator(observations, SPACE, parameters)
+    optunas = mixture._ParzenEstimator(observations, SPACE, parameters)
+    samples = ours.sample(np.random.RandomState(3), 200)
+    for name, values in optunas.sample(np.random.RandomState(3), 200).items():
+        assert np.array_equal(values, samples[name])
+    np.testing.assert_allclose(ours.log_pdf(samples), optunas.log_pdf(samples), rtol=1e-9)
+    edge = {name: np.array([of.to_internal_repr(drawn(chance, of))]) for name, of in SPACE.items()}
+    edge["width"] = np.array([1.0])
+    np.testing.assert_allclose(ours.log_pdf(edge), optunas.log_pdf(edge), rtol=1e-9)
