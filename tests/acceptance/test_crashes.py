@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 from conftest import Shell, eventually
 
+from service import connect
+
 
 def rows(shell: Shell, study: str) -> list[dict[str, Any]]:
     return shell.json("trials", study, "--format", "json")  # type: ignore[no-any-return]
@@ -103,3 +105,13 @@ def test_sigterm_ends_a_pool_with_zero_and_its_trials_are_interrupted(shell: She
     pool.send_signal(signal.SIGTERM)
     assert pool.wait(15) == 0
     assert shell.progress("t").interrupted == 2
+
+
+def test_a_waiting_worker_goes_on_when_the_study_does(shell: Shell) -> None:
+    shell("create", "stubs:quick", "--study", "v", "--trials", "2")
+    pool = shell.start("worker", "v", "--wait")
+    eventually(lambda: shell.progress("v").state == "finished")
+    connect(shell.environment["STUDYHALL_DATABASE_URL"]).study("v").resume(n_trials=4)
+    eventually(lambda: shell.progress("v").complete == 4)
+    pool.send_signal(signal.SIGINT)
+    assert pool.wait(15) == 130
