@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test lint types tests compose-test lock clean
+.PHONY: help install run test lint types tests chaos compose-test lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ types: $(INSTALLED) ## mypy, strict
 
 tests: $(INSTALLED) ## pytest, on a PostgreSQL of its own
 	$(BIN)/python -m pytest
+
+chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
+	$(BIN)/python -m pytest tests/chaos -s $(CHAOS)
 
 compose-test: $(INSTALLED) ## docker-compose.yml on this machine's Docker engine; slow
 	STUDYHALL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose

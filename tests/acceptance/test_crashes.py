@@ -52,7 +52,7 @@ def test_another_pool_takes_over_from_a_machine_that_is_gone(shell: Shell, tmp_p
     pool.kill()
     worker.kill()
     other = shell("worker", "g")
-    assert "taken over, attempt 2" in other.stdout
+    assert "taken over from the beginning, attempt 2" in other.stdout
     assert [row["attempts"] for row in rows(shell, "g")] == [1, 1, 2, 1]
 
 
