@@ -22,6 +22,7 @@ class Held:
         lease: The right to write to the trial.
         trial: The trial, with everything that was set so far.
         pending: Suggested parameters that no statement has carried yet.
+        notes: System attributes of the suggestion, which wait with them.
         cause: Why the trial ends as it does; written with its state.
         detail: The traceback or message that goes with the cause.
         stale: Whether the lease is known to have passed to another worker.
@@ -30,6 +31,7 @@ class Held:
     lease: Lease
     trial: FrozenTrial
     pending: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     cause: str | None = None
     detail: str | None = None
     stale: bool = False
@@ -51,8 +53,33 @@ class Held:
             _distributions={**self.trial.distributions, name: distribution},
         )
 
+    def note(self, batch: Batch) -> bool:
+        """Let a sampler's notes wait with its suggestions; False if they must be written now.
+
+        What samplers write before anything was reported belongs to the suggestion. Later system
+        attributes are a pruner's findings, which others wait for.
+        """
+        if not batch.system or batch.user or batch.steps or self.trial.intermediate_values:
+            return False
+        self.notes |= batch.system
+        self.apply(batch)
+        return True
+
+    def waiting(self) -> Batch:
+        """What a statement has to carry along."""
+        return Batch(params=dict(self.pending), system=dict(self.notes))
+
+    def written(self, batch: Batch) -> None:
+        """Note that a statement has carried these."""
+        for name in batch.params:
+            self.pending.pop(name, None)
+        for key, value in batch.system.items():
+            if self.notes.get(key) is value:
+                del self.notes[key]
+        self.apply(batch)
+
     def apply(self, batch: Batch) -> None:
-        """Note what a statement has written."""
+        """Take what was set into the trial."""
         fields: dict[str, Any] = {}
         if batch.user:
             fields["_user_attrs"] = {**self.trial.user_attrs, **batch.user}
@@ -60,8 +87,6 @@ class Held:
             fields["_system_attrs"] = {**self.trial.system_attrs, **batch.system}
         if batch.steps:
             fields["intermediate_values"] = {**self.trial.intermediate_values, **batch.steps}
-        for name in batch.params:
-            self.pending.pop(name, None)
         if fields:
             self.trial = rows.changed(self.trial, **fields)
 

@@ -46,7 +46,8 @@ class Link:
     """
 
     def __init__(self, engine: Engine, patience: float = PATIENCE) -> None:
-        self._engine = engine
+        # Weak, so that the table of links does not keep every engine alive.
+        self._engine = weakref.ref(engine)
         self.patience = patience
         self._hurried = threading.local()
         self._lock = threading.RLock()
@@ -121,11 +122,16 @@ class Link:
         kept = self._connection
         if kept is None or kept.closed or kept.invalidated:
             self._drop()
-            kept = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            self._connection = kept
+            self._connection = kept = self._connect()
         elif fresh and self.idle > IDLE:
             self._send(kept, "SELECT 1")
         return kept
+
+    def _connect(self) -> Connection:
+        engine = self._engine()
+        if engine is None:
+            raise ReferenceError("the engine of this link is gone")
+        return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def _send(
         self, connection: Connection, sql: str, values: Mapping[str, Any] | None = None

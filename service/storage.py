@@ -1,10 +1,10 @@
 """StudyStorage: Optuna's storage on PostgreSQL, few statements, fenced by the lease.
 
-A trial that this process holds by a lease is kept here as it is made: it costs no reading, its
-parameters wait for the first report, attribute or end that carries them, and every write to it is
-made by the database only if the lease's token is still the newest. Trials without a lease are
-written at once and read when asked for, because other processes may write them too. What others
-did to a study is read as `service.news` describes.
+A trial that this process holds by a lease is kept here as it is made: it costs no reading; what is
+suggested waits for the first report, attribute or end that carries it, or for `flush`; and the
+database makes a write to it only if the lease's token is still the newest. Trials without a lease
+are written at once and read when asked for, because other processes may write them too. What
+others did to a study is read as `service.news` describes.
 """
 
 from __future__ import annotations
@@ -145,13 +145,13 @@ class StudyStorage(Shelf):
             held.cause, held.detail = cause, detail
 
     def flush(self, trial_id: int | None = None) -> None:
-        """Write the parameters that wait, of one trial or of all that are held.
+        """Write the suggestions that wait, of one trial or of all that are held.
 
         Raises:
             StaleLease: The trial has passed to another worker.
         """
         for held in [*self._held.values()] if trial_id is None else [self._held.get(trial_id)]:
-            if held is not None and held.pending:
+            if held is not None and (held.pending or held.notes):
                 self._write_held(held, Batch())
 
     def forget(self, lease: Lease, step: int = 0) -> None:
@@ -198,11 +198,12 @@ class StudyStorage(Shelf):
     ) -> bool:
         held.refuse_if_stale()
         with self._lock:
-            batch = Batch(params=dict(held.pending), user=attrs or {})
+            batch = held.waiting()
+            batch.user = attrs or {}
             given = held.ending(state, values) | batch.arguments()
             verdict, *ended = self._link.ask_json(call("finish_leased", given), given)
             self._heed(verdict, held.lease.trial_id)
-            held.apply(batch)
+            held.written(batch)
             held.end(state, values, ended[0])
             self._keep(held)
             del self._held[held.lease.trial_id]
@@ -211,7 +212,8 @@ class StudyStorage(Shelf):
     def _write_held(self, held: Held, batch: Batch) -> None:
         held.refuse_if_stale()
         with self._lock:
-            batch.params = dict(held.pending)
+            waiting = held.waiting()
+            batch.params, batch.system = waiting.params, waiting.system | batch.system
             given = {
                 "p_trial": held.lease.trial_id,
                 "p_token": held.lease.token,
@@ -224,7 +226,7 @@ class StudyStorage(Shelf):
             self._heed(verdict, held.lease.trial_id)
             orders, told = rest
             self.orders = Orders(*orders) if orders else self.orders
-            held.apply(batch)
+            held.written(batch)
             self._keep(held)
             if told:
                 history.since, _ = news.take(told, history, self._held)
@@ -331,7 +333,11 @@ class StudyStorage(Shelf):
     def _write(self, trial_id: int, batch: Batch) -> None:
         held = self._held.get(trial_id)
         if held is not None:
-            self._write_held(held, batch)
+            held.refuse_if_stale()
+            if held.note(batch):
+                self._keep(held)
+            else:
+                self._write_held(held, batch)
             return
         self._new.pop(trial_id, None)
         given = {"p_trial": trial_id, "p_token": None, **batch.arguments()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import optuna
 import pytest
@@ -12,7 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from sqlalchemy.engine import Engine
 
-from service import Hall, Study, leases
+from service import Hall, Study, leases, pruning, sampling
 from service.errors import StaleLease
 from service.leases import Lease
 from service.storage import StudyStorage
@@ -55,21 +56,30 @@ def run(storage: StudyStorage, study: optuna.Study, lease: Lease, reports: int) 
     storage.drop(lease)
 
 
-def test_a_trial_takes_four_statements_and_its_reports(hall: Hall, study: Study) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "pruner", "news"),
+    [
+        (sampling.TPESampler, pruning.MedianPruner, 1),
+        (optuna.samplers.TPESampler, optuna.pruners.MedianPruner, 12),
+    ],
+)
+def test_a_trial_takes_two_statements_its_reports_and_the_news(
+    hall: Hall, study: Study, sampler: Any, pruner: Any, news: int
+) -> None:
     storage = StudyStorage(hall.engine)
     optuna_study = optuna.load_study(
         study_name=study.name,
         storage=storage,
-        sampler=optuna.samplers.TPESampler(seed=1, n_startup_trials=2),
-        pruner=optuna.pruners.NopPruner(),
+        sampler=sampler(seed=1, n_startup_trials=2),
+        pruner=pruner(n_startup_trials=1),
     )
     for _ in range(4):
         run(storage, optuna_study, claim(hall, study), 2)
     with statements(hall.engine) as sent:
         run(storage, optuna_study, claim(hall, study), 10)
     own = [statement for statement in sent if "service.news" not in statement]
-    assert len(own) <= 4 + 10 + 2, own
-    assert len(sent) - len(own) <= 2
+    assert len(own) == 1 + 10 + 1, own
+    assert len(sent) - len(own) <= news
 
 
 def test_parameters_wait_for_the_first_report_and_go_with_it(hall: Hall, study: Study) -> None:
@@ -87,6 +97,21 @@ def test_parameters_wait_for_the_first_report_and_go_with_it(hall: Hall, study: 
     seen = other.get_trial(lease.trial_id)
     assert seen.params == {"x": 0.25, "y": 0.5} and list(seen.params) == ["x", "y"]
     assert seen.intermediate_values == {0: 1.0}
+
+
+def test_a_samplers_notes_wait_with_its_suggestions_and_a_pruners_do_not(
+    hall: Hall, study: Study
+) -> None:
+    storage, other = StudyStorage(hall.engine), StudyStorage(hall.engine)
+    lease = claim(hall, study)
+    storage.hold(lease)
+    storage.set_trial_system_attr(lease.trial_id, "sampler", 1)
+    assert storage.get_trial_system_attrs(lease.trial_id) == {"sampler": 1}
+    assert other.get_trial_system_attrs(lease.trial_id) == {}
+    storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
+    assert other.get_trial_system_attrs(lease.trial_id) == {"sampler": 1}
+    storage.set_trial_system_attr(lease.trial_id, "pruner", 2)
+    assert other.get_trial_system_attrs(lease.trial_id) == {"sampler": 1, "pruner": 2}
 
 
 def test_flush_writes_what_waits(hall: Hall, study: Study) -> None:
