@@ -36,7 +36,8 @@ rm -r "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ten
 SCRIPT
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --root-user-action=ignore --no-cache-dir --no-deps /wheel/*.whl \
-    && useradd --create-home --uid 1000 studyhall
+    && useradd --create-home --uid 1000 studyhall \
+    && install --directory --owner studyhall /artifacts
 ENV PYTHONUNBUFFERED=1
 USER studyhall
 # An objective of your own, mounted here, is on the import path.

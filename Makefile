@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test lint types tests lock clean
+.PHONY: help install run test lint types tests chaos compose-test lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## make .venv with .venv/bin/studyhall, from requirements.lock
 
@@ -28,6 +28,12 @@ types: $(INSTALLED) ## mypy, strict
 
 tests: $(INSTALLED) ## pytest, on a PostgreSQL of its own
 	$(BIN)/python -m pytest
+
+chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
+	$(BIN)/python -m pytest tests/chaos -s $(CHAOS)
+
+compose-test: $(INSTALLED) ## docker-compose.yml on this machine's Docker engine; slow
+	STUDYHALL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose
 
 lock: ## resolve pyproject.toml's requirements anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

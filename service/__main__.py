@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 
@@ -17,6 +18,8 @@ from service.errors import StudyhallError
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    # Asked to stop before there is anything to stop; a pool sets handlers of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ExperimentalWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

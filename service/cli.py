@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from service import database, devices, display, embedded, registry, samplers, schema
+from service import database, devices, display, doctor, embedded, registry, samplers, schema
 from service.devices import Device
 from service.errors import ConfigurationError, StudyhallError, WorkFailed
 from service.limits import Limits
@@ -229,15 +229,25 @@ def create(context: Context, /, **asked: Any) -> None:
 @main.command()
 @click.argument("study")
 @placed
+@option("--wait", is_flag=True, help="Wait for a stopped or finished study to go on.")
 @data_dir_option
 @path_option
 @click.pass_obj
 def worker(
-    context: Context, study: str, place: Placing, data_dir: str | None, path: str | None
+    context: Context,
+    study: str,
+    place: Placing,
+    wait: bool,
+    data_dir: str | None,
+    path: str | None,
 ) -> None:
     """Join a study from any machine."""
     hall = context.hall()
-    work(hall, hall.study(study), place, data_dir, path)
+    found = hall.study(study)
+    work(hall, found, place, data_dir, path)
+    while wait:
+        await_work(found)
+        work(hall, found, place, data_dir, path)
 
 
 @main.command()
@@ -356,6 +366,21 @@ def objectives(path: str | None) -> None:
         describe = getattr(registry.load(name, path), "search_space", None)
         for key, values in (describe() if describe else {}).items():
             out.print(f"  {key:<18} {values}", markup=False)
+
+
+@main.command("doctor")
+@click.argument("study", required=False)
+@option("--json", "as_json", is_flag=True, help="A list of findings.")
+@click.pass_obj
+def doctor_command(context: Context, study: str | None, as_json: bool) -> None:
+    """What is wrong, and what to do about it; exit code 1 if anything is."""
+    findings = list(doctor.examine(context.settings, study))
+    if as_json:
+        print_plain(display.to_json([finding.__dict__ for finding in findings]))
+    else:
+        out.print(display.findings(findings), soft_wrap=True)
+    if findings:
+        sys.exit(1)
 
 
 @main.group()
@@ -516,6 +541,16 @@ def work(hall: Hall, study: Study, place: Placing, data_dir: str | None, path: s
         if code:
             sys.exit(code)
     conclude(study)
+
+
+def await_work(study: Study) -> None:
+    """Wait until a study has something to do."""
+    said = False
+    while (state := study.progress().state) in ("finished", "stopped"):
+        if not said:
+            out.print(f"{study.name} is {state}; waiting for it to go on", markup=False)
+            said = True
+        time.sleep(2)
 
 
 def conclude(study: Study) -> None:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from service.doctor import Finding
 from service.progress import Best, Progress
 
 
@@ -154,6 +155,14 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
         params = [row["params"].get(name) for name in names]
         writer.writerow([*(row[key] for key in plain), len(row["intermediate_values"]), *params])
     return out.getvalue().rstrip("\n")
+
+
+def findings(rows: list[Finding]) -> RenderableType:
+    """What the doctor found, each with its cure."""
+    if not rows:
+        return Text("nothing is wrong")
+    lines = [f"{row.about}: {row.problem}\n    -> {row.cure}" for row in rows]
+    return Text("\n".join(lines))
 
 
 def console(*, stderr: bool = False) -> Console:

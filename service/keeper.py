@@ -66,10 +66,13 @@ class LeaseKeeper(threading.Thread):
         due = time.monotonic() + interval
         while not self._ended.wait(min(1.0, interval)):
             try:
-                self._flush()
-                if time.monotonic() >= due:
-                    due = time.monotonic() + interval
-                    self._appear()
+                # The storage's lock is not held while the database is waited for: training
+                # goes on without it.
+                with Link.of(self._engine).hurry():
+                    self._flush()
+                    if time.monotonic() >= due:
+                        due = time.monotonic() + interval
+                        self._appear()
             except (SQLAlchemyError, StorageInternalError) as error:
                 reason = str(error).splitlines()[0]
                 log.warning("the lease could not be renewed, trying again: %s", reason)

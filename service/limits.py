@@ -24,3 +24,6 @@ class Limits:
         if self.trials is not None and trials >= self.trials:
             return True
         return self.rss is not None and psutil.Process().memory_info().rss > self.rss
+
+
+NO_LIMITS = Limits()

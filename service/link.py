@@ -109,7 +109,7 @@ class Link:
                 if not _worth_repeating(error, sent and not again):
                     raise _translated(error) from error
                 if time.monotonic() + delay > began + self._limit(error):
-                    raise
+                    raise _translated(error) from error
             time.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, 2.0)
 
@@ -167,14 +167,20 @@ def is_lost(error: DBAPIError) -> bool:
     code = getattr(error.orig, "pgcode", None)
     if code is not None:
         return str(code).startswith(("08", "53300", "57P"))
-    if not isinstance(error, OperationalError | InterfaceError):
-        return False
+    if error.connection_invalidated:
+        return True
     never = ("password", "pg_hba.conf", "does not exist", "translate host name")
-    return error.connection_invalidated or not any(sign in str(error.orig) for sign in never)
+    return isinstance(error, OperationalError | InterfaceError) and not any(
+        sign in str(error.orig) for sign in never
+    )
 
 
 def _translated(error: DBAPIError) -> Exception:
-    if is_lost(error) or isinstance(error, OperationalError):
+    if isinstance(error, OperationalError):
         return error
+    if is_lost(error):
+        # psycopg2 has several classes for a connection that broke; callers need one.
+        broken = error.orig or error
+        return OperationalError(error.statement, error.params, broken, connection_invalidated=True)
     message = str(error.orig).strip().splitlines()[0]
     return StorageInternalError(f"the database refuses a statement: {message}")

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import database, leases, workers
 from service.devices import Device
-from service.limits import Limits
+from service.limits import NO_LIMITS, Limits
 from service.progress import Progress
 from service.study import Hall, Study
 from service.worker import RECYCLE, Assignment
@@ -80,7 +80,7 @@ class Pool:
         show: Callable[[Progress], None] = lambda progress: None,
         data_dir: str | None = None,
         path: str | None = None,
-        limits: Limits = Limits(),  # noqa: B008  (frozen)
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self._hall = hall
         self._study = study

@@ -171,7 +171,16 @@ class Trial(optuna.Trial):
             raise Overtime(f"the study's time is over at trial {self.number}")
         if self._orders.trial_is_late:
             raise TrialTimeout(f"trial {self.number} took longer than --trial-timeout")
-        return not self._unsent and super().should_prune()
+        return not self._unsent and self._judged()
+
+    def _judged(self) -> bool:
+        """The pruner's verdict; without the database there is none."""
+        try:
+            with self._orders.hurry():
+                return super().should_prune()
+        except (OperationalError, InterfaceError) as error:
+            self._orders.database_is_away(error)
+            return False
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a leased trial belongs to its worker process and cannot be pickled")

@@ -35,7 +35,7 @@ from service.checkpoints import Store, TrialCheckpoints
 from service.errors import ConfigurationError, DatabaseError, StaleLease, StudyhallError
 from service.keeper import LeaseKeeper
 from service.leases import Lease
-from service.limits import Limits
+from service.limits import NO_LIMITS, Limits
 from service.link import Link
 from service.registry import Objective
 from service.settings import Settings
@@ -122,7 +122,7 @@ class Worker:
         objective: Objective,
         name: str,
         device: str,
-        limits: Limits = Limits(),
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self._study = study
         self._objective = objective
@@ -208,7 +208,8 @@ class Worker:
             yield
         finally:
             self._keeper.stop()
-            with contextlib.suppress(SQLAlchemyError):  # a database that is gone forgets us too
+            # A database that is away learns from our silence that we have left.
+            with contextlib.suppress(SQLAlchemyError), Link.of(self._engine).hurry():
                 workers.leave(self._engine, self._me.worker)
 
     def _next(self) -> bool:
@@ -367,6 +368,8 @@ class Worker:
             os._exit(128 + number)
         self._signal = number
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+        # There is no time left to wait for a database; the lease will expire by itself.
+        Link.of(self._engine).patience = 1.0
 
 
 def judged(value: Any) -> Outcome:

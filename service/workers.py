@@ -8,7 +8,9 @@ from sqlalchemy import Engine
 
 from service.link import Link
 
-JOIN = """-- A worker has joined the study.
+JOIN = """-- A worker has joined the study; those that have been silent for a day are forgotten.
+WITH forgotten AS (
+    DELETE FROM service.workers WHERE seen_at < clock_timestamp() - interval '1 day')
 INSERT INTO service.workers (worker, study_id, host, pid, device)
 VALUES (%(worker)s, %(study_id)s, %(host)s, %(pid)s, %(device)s)
 ON CONFLICT (worker) DO NOTHING RETURNING worker"""

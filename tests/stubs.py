@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -131,3 +133,41 @@ with_data = WithData()
 
 def three(trial: optuna.Trial) -> float:
     return float(trial.suggest_int("x", 1, 3))
+
+
+def counted(trial: optuna.Trial) -> float:
+    """Ten epochs with checkpoints; every epoch that is trained leaves a line in a file."""
+    x = trial.suggest_float("x", 0, 1)
+    saved = trial.checkpoint.load()
+    state = json.loads(saved.state) if saved else {"epoch": -1, "values": []}
+    for epoch, value in enumerate(state["values"]):
+        trial.report(value, epoch)
+    for epoch in range(state["epoch"] + 1, 10):
+        with open(os.environ["STUB_TRAINED"], "a") as file:
+            file.write(f"{trial.number} {epoch}\n")
+        time.sleep(float(os.environ.get("STUB_EPOCH", "0.05")))
+        state = {"epoch": epoch, "values": [*state["values"], x + epoch]}
+        trial.checkpoint.save(epoch, json.dumps(state).encode())
+        trial.report(x + epoch, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return float(state["values"][-1])
+
+
+def deadly(trial: optuna.Trial) -> float:
+    """Trial 1 kills whoever runs it."""
+    x = trial.suggest_float("x", 0, 1)
+    if trial.number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def hungry(trial: optuna.Trial) -> float:
+    """Trial 0 never finds enough memory, trial 1 only at its second attempt."""
+    x = trial.suggest_float("x", 0, 1)
+    marker = Path(os.environ["STUB_MARKER"])
+    if trial.number == 0 or (trial.number == 1 and not marker.exists()):
+        if trial.number == 1:
+            marker.write_text("once")
+        raise MemoryError("no more")
+    return x

@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 from conftest import Shell, eventually
 
+from service import connect
+
 
 def rows(shell: Shell, study: str) -> list[dict[str, Any]]:
     return shell.json("trials", study, "--format", "json")  # type: ignore[no-any-return]
@@ -50,7 +52,7 @@ def test_another_pool_takes_over_from_a_machine_that_is_gone(shell: Shell, tmp_p
     pool.kill()
     worker.kill()
     other = shell("worker", "g")
-    assert "taken over, attempt 2" in other.stdout
+    assert "taken over from the beginning, attempt 2" in other.stdout
     assert [row["attempts"] for row in rows(shell, "g")] == [1, 1, 2, 1]
 
 
@@ -103,3 +105,13 @@ def test_sigterm_ends_a_pool_with_zero_and_its_trials_are_interrupted(shell: She
     pool.send_signal(signal.SIGTERM)
     assert pool.wait(15) == 0
     assert shell.progress("t").interrupted == 2
+
+
+def test_a_waiting_worker_goes_on_when_the_study_does(shell: Shell) -> None:
+    shell("create", "stubs:quick", "--study", "v", "--trials", "2")
+    pool = shell.start("worker", "v", "--wait")
+    eventually(lambda: shell.progress("v").state == "finished")
+    connect(shell.environment["STUDYHALL_DATABASE_URL"]).study("v").resume(n_trials=4)
+    eventually(lambda: shell.progress("v").complete == 4)
+    pool.send_signal(signal.SIGINT)
+    assert pool.wait(15) == 130

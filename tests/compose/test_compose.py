@@ -80,12 +80,15 @@ class Stack:
         lines = self("ps", "--all", "--format", "json", "worker").splitlines()
         return [json.loads(line) for line in lines]
 
-    def exit_codes(self, expected: int) -> list[int]:
-        """The exit codes of the workers, when all have ended."""
+    def exit_codes(self) -> list[int]:
+        """The workers' exit codes, when all have ended."""
         until(lambda: {one["State"] for one in self.workers()} == {"exited"}, 300)
-        codes = [one["ExitCode"] for one in self.workers()]
-        assert len(codes) == expected
-        return codes
+        return [one["ExitCode"] for one in self.workers()]
+
+    def ends_well(self, workers: int) -> None:
+        """Wait until all workers have ended, and see that each has done so with exit code 0."""
+        codes = self.exit_codes()
+        assert codes == [0] * workers, self("logs", "--no-log-prefix", "worker")
 
 
 def until(happened: Callable[[], object], seconds: float) -> None:
@@ -114,21 +117,21 @@ def test_a_missing_password_is_asked_for(stack: Stack) -> None:
 def test_workers_finish_the_study_once(stack: Stack) -> None:
     study = stack.with_study("digits", trials="4", set="epochs=2 train_size=1000")
     study.up(workers=3)
-    assert study.exit_codes(3) == [0, 0, 0]
+    study.ends_well(workers=3)
     trials = study.trials()
     assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
     assert {trial["state"] for trial in trials} <= {"complete", "pruned"}
     assert study.status()["data"]["kind"] == "synthetic"
 
     study.up(workers=3)
-    assert study.exit_codes(3) == [0, 0, 0]
+    study.ends_well(workers=3)
     assert study.trials() == trials
 
 
 def test_another_budget_for_the_same_study_is_refused(stack: Stack) -> None:
     study = stack.with_study("budget", objective="stubs:quick", trials="3")
     study.up(workers=1)
-    assert study.exit_codes(1) == [0]
+    study.ends_well(workers=1)
     with pytest.raises(RuntimeError, match='"create" didn\'t complete successfully: exit 2'):
         stack.with_study("budget", objective="stubs:quick", trials="5").up(workers=1)
     assert "trials is 3, not 5" in stack("logs", "create")
@@ -143,9 +146,10 @@ def test_a_study_survives_a_killed_container_and_a_stop(stack: Stack) -> None:
     until(lambda: restarts(first) == 1, 30)
 
     study("stop")
-    assert study.exit_codes(3) == [0, 0, 0]
+    # 143: the signal came while the container that was started again was starting Python.
+    assert set(study.exit_codes()) <= {0, 143}
     study.up(workers=3)
-    assert study.exit_codes(3) == [0, 0, 0]
+    study.ends_well(workers=3)
     status, trials = study.status(), study.trials()
     assert (status["state"], status["complete"], status["running"]) == ("finished", 8, 0)
     assert [trial["number"] for trial in trials] == list(range(8))
@@ -167,7 +171,7 @@ def restarts(container: str) -> int:
 def test_the_python_shell_opens_the_studies(stack: Stack) -> None:
     study = stack.with_study("shelled", objective="stubs:quick", trials="3")
     study.up(workers=1)
-    assert study.exit_codes(1) == [0]
+    study.ends_well(workers=1)
     script = """
 from service import connect
 study = connect().study("shelled")

@@ -54,8 +54,8 @@ ALLOWED = {
     "settings spec storage study trial workers",
     "pool": "database devices leases limits progress settings spec study worker workers",
     "confirm": "pool progress settings spec study",
-    "display": "progress spec study",
-    "doctor": "checkpoints database registry schema settings spec study",
+    "display": "doctor progress spec study",
+    "doctor": "checkpoints database registry settings study",
     "cli": "confirm database devices display doctor embedded limits pool registry samplers "
     "schema settings spec study",
     "__main__": "cli database",

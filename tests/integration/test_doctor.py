@@ -1,0 +1,90 @@
+"""The doctor finds what is wrong, and only that, and names what mends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+import stubs
+
+from service import Budget, Hall, Settings, Spec, Study, UnknownStudy, doctor, leases, registry
+from service import workers as roll
+
+
+def problems(hall: Hall, study: str | None = None) -> list[str]:
+    return [f"{row.problem} -> {row.cure}" for row in doctor.examine(hall.settings, study)]
+
+
+def test_nothing_is_wrong_with_a_new_study(hall: Hall, study: Study) -> None:
+    assert problems(hall) == []
+
+
+def test_an_interrupted_trial_can_be_taken_over(hall: Hall, study: Study) -> None:
+    leases.claim(hall.engine, study.study_id, "gone", 0.0)
+    (found,) = problems(hall)
+    assert "trial 0 was interrupted with worker gone; it can be taken over now" in found
+    assert "studyhall resume plain" in found
+
+
+def test_a_lease_of_a_worker_that_is_gone_says_when(hall: Hall, study: Study) -> None:
+    leases.claim(hall.engine, study.study_id, "gone", 50.0)
+    (found,) = problems(hall)
+    assert "it can be in 50 s" in found or "it can be in 49 s" in found
+
+
+def test_a_silent_worker_is_named(hall: Hall, study: Study) -> None:
+    roll.join(hall.engine, study.study_id, roll.Worker("quiet", "far", 7, "gpu:0"))
+    with hall.engine.begin() as connection:
+        silence = "UPDATE service.workers SET seen_at = now() - interval '99 seconds'"
+        connection.execute(sqlalchemy.text(silence))
+    (found,) = problems(hall)
+    assert "worker quiet (host far, pid 7) has been silent for 99 s" in found or "100 s" in found
+
+
+def test_a_stopped_study_says_why_and_how_to_go_on(hall: Hall, study: Study) -> None:
+    study.stop("the objective is broken")
+    (found,) = problems(hall, "plain")
+    assert found == "is stopped: the objective is broken -> studyhall resume plain"
+
+
+def test_running_trials_that_nobody_leased_are_optunas(hall: Hall, study: Study) -> None:
+    study.optuna.ask()
+    (found,) = problems(hall)
+    assert "1 RUNNING trials have no lease" in found
+
+
+def test_an_objective_that_cannot_be_imported_here(hall: Hall, study: Study) -> None:
+    with hall.engine.begin() as connection:
+        elsewhere = """UPDATE service.studies SET spec = spec || '{"objective": "gone:f"}'"""
+        connection.execute(sqlalchemy.text(elsewhere))
+    (found,) = problems(hall)
+    assert "no worker on this machine can serve it" in found and "--path" in found
+
+
+def test_other_data_here(hall: Hall, tmp_path: Path) -> None:
+    study = hall.create("data", Spec("stubs:with_data", direction="maximize"), Budget(3))
+    assert problems(hall) == []
+    assert study.progress().data is None, "looking must not set the study's data"
+    theirs = registry.configure(stubs.with_data, {}, None, str(tmp_path / "b"))
+    study.check_data(theirs)
+    (found,) = problems(hall)
+    assert "differ" in found and "--data-dir" in found
+
+
+def test_an_artifact_store_that_cannot_be_written(hall: Hall, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    settings = Settings(hall.settings.database_url, artifacts=str(tmp_path / "file"))
+    (found,) = list(doctor.examine(settings))
+    assert found.about == "artifacts" and "STUDYHALL_ARTIFACTS" in found.cure
+
+
+def test_a_database_that_is_not_there() -> None:
+    settings = Settings("postgresql+psycopg2://127.0.0.1:9/x", artifacts="memory://doctor")
+    (found,) = list(doctor.examine(settings))
+    assert found.about == "database" and "127.0.0.1:9" in found.problem
+
+
+def test_an_unknown_study(hall: Hall) -> None:
+    with pytest.raises(UnknownStudy):
+        problems(hall, "nothing")
