@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -71,21 +71,23 @@ def utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def frozen(document: Sequence[Any]) -> FrozenTrial:
-    """A trial from the array that ``service.documents`` makes of it."""
-    trial_id, number, state, start, end, values, params, user, system, steps = document
-    distributions = {name: distribution(text) for name, _, text in params or ()}
+def documents(answer: Sequence[Any] | None) -> Iterator[FrozenTrial]:
+    """The trials of an answer of ``service.documents``."""
+    kinds, arrays = answer or (None, None)
+    known = {key: distribution(text) for key, text in (kinds or {}).items()}
+    return (_frozen(array, known) for array in arrays or ())
+
+
+def _frozen(array: Sequence[Any], known: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    trial_id, number, state, start, end, values, params, user, system, steps = array
     return FrozenTrial(
         number,
         STATES[state],
         None,
         local(start),
         local(end),
-        {
-            name: distributions[name].to_external_repr(float(value))
-            for name, value, _ in params or ()
-        },
-        distributions,
+        {name: known[key].to_external_repr(float(value)) for name, value, key in params or ()},
+        {name: known[key] for name, _, key in params or ()},
         {key: json.loads(text) for key, text in (user or {}).items()},
         {key: json.loads(text) for key, text in (system or {}).items()},
         {step: loaded(value, kind) for step, value, kind in steps or ()},
