@@ -56,9 +56,9 @@ def stored_all(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
     return [value for value, _ in pairs], [kind for _, kind in pairs]
 
 
-def loaded(value: float | None, kind: str) -> float:
-    """What `stored` put away."""
-    return STORED[kind] if value is None else float(value)
+def loaded(value: float | str) -> float:
+    """A value as answers have it: a number, or the kind of one that is not finite."""
+    return STORED[value] if isinstance(value, str) else float(value)
 
 
 def local(epoch: float | None) -> datetime | None:
@@ -80,19 +80,24 @@ def documents(answer: Sequence[Any] | None) -> Iterator[FrozenTrial]:
 
 def _frozen(array: Sequence[Any], known: Mapping[str, BaseDistribution]) -> FrozenTrial:
     trial_id, number, state, start, end, values, params, user, system, steps = array
+    names, internal, keys = (column or () for column in params)
+    kinds = [known[key] for key in keys]
     return FrozenTrial(
         number,
         STATES[state],
         None,
         local(start),
         local(end),
-        {name: known[key].to_external_repr(float(value)) for name, value, key in params or ()},
-        {name: known[key] for name, _, key in params or ()},
+        {
+            name: of.to_external_repr(float(value))
+            for name, value, of in zip(names, internal, kinds, strict=True)
+        },
+        dict(zip(names, kinds, strict=True)),
         {key: json.loads(text) for key, text in (user or {}).items()},
         {key: json.loads(text) for key, text in (system or {}).items()},
-        {step: loaded(value, kind) for step, value, kind in steps or ()},
+        {int(step): loaded(value) for step, value in (steps or {}).items()},
         trial_id,
-        values=[loaded(value, kind) for value, kind in values] if values else None,
+        values=[loaded(value) for value in values] if values else None,
     )
 
 

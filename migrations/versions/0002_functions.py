@@ -37,19 +37,18 @@ BEGIN
     SELECT json_agg(json_build_array(
         t.trial_id, t.number, t.state,
         extract(epoch FROM t.datetime_start), extract(epoch FROM t.datetime_complete),
-        (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
+        (SELECT json_agg(coalesce(to_json(v.value), to_json(v.value_type)) ORDER BY v.objective)
            FROM trial_values v WHERE v.trial_id = t.trial_id),
-        (SELECT json_agg(json_build_array(p.param_name, p.param_value,
-                                          hashtextextended(p.distribution_json, 0)::text)
-                         ORDER BY p.param_id)
-           FROM trial_params p WHERE p.trial_id = t.trial_id),
+        (SELECT json_build_array(array_agg(p.param_name), array_agg(p.param_value),
+                                 array_agg(hashtextextended(p.distribution_json, 0)::text))
+           FROM (SELECT * FROM trial_params WHERE trial_id = t.trial_id ORDER BY param_id) p),
         (SELECT json_object_agg(a.key, a.value_json)
            FROM trial_user_attributes a WHERE a.trial_id = t.trial_id),
         (SELECT json_object_agg(a.key, a.value_json)
            FROM trial_system_attributes a WHERE a.trial_id = t.trial_id),
-        (SELECT json_agg(json_build_array(i.step, i.intermediate_value,
-                                          i.intermediate_value_type)
-                         ORDER BY i.trial_intermediate_value_id)
+        (SELECT json_object_agg(i.step, coalesce(to_json(i.intermediate_value),
+                                                 to_json(i.intermediate_value_type))
+                                ORDER BY i.trial_intermediate_value_id)
            FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id)))
       FROM (SELECT * FROM trials WHERE trial_id = ANY (p_trials) ORDER BY trial_id) t));
 END $$
