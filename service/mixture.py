@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.samplers._tpe import _truncnorm, probability_distributions
+from optuna.samplers._tpe import _truncnorm, parzen_estimator, probability_distributions
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.samplers._tpe.probability_distributions import (
     _BatchedCategoricalDistributions,
@@ -57,6 +57,15 @@ def log_ndtr(a: Floats) -> Floats:
     out[top] = -0.5 * _mapped(math.erfc, x[top])
     out[tail] = _mapped(_truncnorm._log_ndtr_single, flat[tail])
     return out.reshape(np.shape(a))
+
+
+def argsort(a: NDArray[Any]) -> NDArray[np.intp]:
+    """``np.argsort``; a permutation, which Optuna sorts to invert it, is inverted directly."""
+    if a.dtype.kind != "i":
+        return np.argsort(a)
+    inverse = np.empty_like(a)
+    inverse[a] = np.arange(len(a))
+    return inverse
 
 
 EXACT = rebound(_truncnorm, _log_ndtr=log_ndtr)
@@ -151,6 +160,11 @@ def _log_sum_exp(weighted: Floats) -> Floats:
 
 class ParzenEstimator(_ParzenEstimator):
     """Optuna's Parzen estimator on `Mixture`."""
+
+    _calculate_numerical_distributions = FunctionType(
+        _ParzenEstimator._calculate_numerical_distributions.__code__,
+        {**vars(parzen_estimator), "np": SimpleNamespace(**{**vars(np), "argsort": argsort})},
+    )
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -47,8 +47,7 @@ BEGIN
         (SELECT json_object_agg(a.key, a.value_json)
            FROM trial_system_attributes a WHERE a.trial_id = t.trial_id),
         (SELECT json_object_agg(i.step, coalesce(to_json(i.intermediate_value),
-                                                 to_json(i.intermediate_value_type))
-                                ORDER BY i.trial_intermediate_value_id)
+                                                 to_json(i.intermediate_value_type)))
            FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id)))
       FROM (SELECT * FROM trials WHERE trial_id = ANY (p_trials) ORDER BY trial_id) t));
 END $$
