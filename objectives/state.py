@@ -7,6 +7,7 @@ need no state: `objectives.seeds` draws them anew for each epoch.
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import zipfile
@@ -121,8 +122,13 @@ def put(variables: Sequence[Any], arrays: Sequence[Array]) -> None:
 
 
 def plain_attributes(callback: Any) -> dict[str, Any]:
-    """What a callback remembers, as far as it is numbers and words."""
-    taken = {name: _unboxed(value) for name, value in vars(callback).items()}
+    """What a callback remembers, as far as it is numbers and words.
+
+    What its constructor was given is the callback's own business: Keras turns the sign of a
+    `min_delta` when it first needs it.
+    """
+    given = inspect.signature(type(callback)).parameters
+    taken = {n: _unboxed(value) for n, value in vars(callback).items() if n not in given}
     return {name: value for name, value in taken.items() if isinstance(value, _PLAIN)}
 
 
