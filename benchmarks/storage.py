@@ -78,8 +78,10 @@ class Row:
 # What is measured
 
 
-def run_trial(trial: optuna.Trial, epoch_seconds: float) -> tuple[TrialState, float | None]:
-    """Eight parameters, up to ten reported epochs that take no time or sleep."""
+def run_trial(
+    trial: optuna.Trial, epoch_seconds: float, prune: bool
+) -> tuple[TrialState, float | None]:
+    """Eight parameters, ten reported epochs that take no time or sleep; fewer if pruned."""
     values = [trial._suggest(name, of) for name, of in SPACE.items()]
     level = abs(float(values[2]) - 0.3) + abs(float(values[3]) - 0.5)
     noise = random.Random(trial.number)
@@ -87,7 +89,7 @@ def run_trial(trial: optuna.Trial, epoch_seconds: float) -> tuple[TrialState, fl
         if epoch_seconds:
             time.sleep(epoch_seconds)
         trial.report(level + 1 / (epoch + 1) + noise.random() * 0.2, epoch)
-        if trial.should_prune():
+        if trial.should_prune() and prune:
             return TrialState.PRUNED, None
     return TrialState.COMPLETE, level
 
@@ -102,9 +104,9 @@ class Stock:
         storage = RDBStorage(url, engine_kwargs=kwargs, skip_table_creation=True)
         self.study = optuna.load_study(study_name=NAME, storage=storage)
 
-    def trial(self, epoch_seconds: float = 0.0) -> None:
+    def trial(self, epoch_seconds: float = 0.0, prune: bool = False) -> None:
         trial = self.study.ask()
-        state, value = run_trial(trial, epoch_seconds)
+        state, value = run_trial(trial, epoch_seconds, prune)
         self.study.tell(trial, value, state)
 
 
@@ -121,14 +123,14 @@ class Ours:
         )
         self.worker = f"{os.getpid()}"
 
-    def trial(self, epoch_seconds: float = 0.0) -> None:
+    def trial(self, epoch_seconds: float = 0.0, prune: bool = False) -> None:
         lease = leases.claim(self.engine, self.study._study_id, self.worker, 60.0)
         assert lease is not None
         self.storage.hold(lease)
         self.study.sampler = sampling.TPESampler(seed=lease.number)
         self.study._thread_local.cached_all_trials = None
         trial = optuna.Trial(self.study, lease.trial_id)
-        state, value = run_trial(trial, epoch_seconds)
+        state, value = run_trial(trial, epoch_seconds, prune)
         self.study.tell(trial, value, state)
         self.storage.drop(lease)
 
@@ -336,7 +338,7 @@ def fleet(name: str, url: str, epoch: float, length: float) -> int:
     sys.stdin.readline()
     deadline, finished = time.monotonic() + length, 0
     while time.monotonic() < deadline:
-        side.trial(epoch)
+        side.trial(epoch, prune=True)
         finished += time.monotonic() < deadline
     return finished
 

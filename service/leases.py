@@ -86,7 +86,9 @@ def claim(engine: Engine, study_id: int, worker: str, seconds: float) -> Lease |
     if answer is None:
         return None
     trial_id, token, attempt, made, document, alone = json.loads(answer)
-    trial = rows.frozen(document) if document else rows.started(trial_id, made[0], made[2])
+    trial = (
+        next(rows.documents(document)) if document else rows.started(trial_id, made[0], made[2])
+    )
     return Lease(trial_id, study_id, trial.number, token, attempt, worker, alone, trial)
 
 

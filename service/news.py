@@ -103,9 +103,8 @@ def question(study_id: int, history: History, own: Collection[int]) -> dict[str,
 def take(answer: Any, history: History, own: Collection[int]) -> tuple[int, int]:
     """Put the trials of an answer into the history; its horizon and its number of new trials."""
     horizon, created, documents = answer
-    for document in documents:
-        trial_id = document[0]
-        history.after = max(history.after, trial_id)
-        if trial_id not in own:
-            history.put(rows.frozen(document))
+    for trial in rows.documents(documents):
+        history.after = max(history.after, trial._trial_id)
+        if trial._trial_id not in own:
+            history.put(trial)
     return horizon, created

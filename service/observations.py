@@ -88,10 +88,14 @@ class Observations:
         self._step.set(place, step)
         self._key.set(place, key)
         for name, distribution in trial.distributions.items():
-            column = self._params.setdefault(name, Column())
-            column.set(place, distribution.to_internal_repr(trial.params[name]))
+            self._column(name).set(place, distribution.to_internal_repr(trial.params[name]))
         self.constrained = self.constrained or len(trial.constraints) > 0
         self._intersect(trial.distributions)
+
+    def _column(self, name: str) -> Column:
+        if name not in self._params:
+            self._params[name] = Column()
+        return self._params[name]
 
     def _score(self, trial: FrozenTrial) -> tuple[float, float]:
         """How a pruned trial ranks: those that came farther first, then by what they reported."""
@@ -140,8 +144,7 @@ class Observations:
         """
         table = np.empty((len(places), len(names)))
         for index, name in enumerate(names):
-            column = self._params.setdefault(name, Column())
-            table[:, index] = column.upto(self._count)[places]
+            table[:, index] = self._column(name).upto(self._count)[places]
         whole = ~np.isnan(table).any(axis=1)
         return self._number.upto(self._count)[places][whole], table[whole]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,9 +56,9 @@ def stored_all(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
     return [value for value, _ in pairs], [kind for _, kind in pairs]
 
 
-def loaded(value: float | None, kind: str) -> float:
-    """What `stored` put away."""
-    return STORED[kind] if value is None else value
+def loaded(value: float | str) -> float:
+    """A value as answers have it: a number, or the kind of one that is not finite."""
+    return STORED[value] if isinstance(value, str) else float(value)
 
 
 def local(epoch: float | None) -> datetime | None:
@@ -71,10 +71,17 @@ def utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def frozen(document: Sequence[Any]) -> FrozenTrial:
-    """A trial from the array that ``service.documents`` makes of it."""
-    trial_id, number, state, start, end, values, params, user, system, steps = document
-    distributions = {name: distribution(text) for name, _, text in params or ()}
+def documents(answer: Sequence[Any] | None) -> Iterator[FrozenTrial]:
+    """The trials of an answer of ``service.documents``."""
+    kinds, arrays = answer or (None, None)
+    known = {key: distribution(text) for key, text in (kinds or {}).items()}
+    return (_frozen(array, known) for array in arrays or ())
+
+
+def _frozen(array: Sequence[Any], known: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    trial_id, number, state, start, end, values, params, user, system, steps = array
+    names, internal, keys = (column or () for column in params)
+    kinds = [known[key] for key in keys]
     return FrozenTrial(
         number,
         STATES[state],
@@ -82,15 +89,15 @@ def frozen(document: Sequence[Any]) -> FrozenTrial:
         local(start),
         local(end),
         {
-            name: distributions[name].to_external_repr(float(value))
-            for name, value, _ in params or ()
+            name: of.to_external_repr(float(value))
+            for name, value, of in zip(names, internal, kinds, strict=True)
         },
-        distributions,
+        dict(zip(names, kinds, strict=True)),
         {key: json.loads(text) for key, text in (user or {}).items()},
         {key: json.loads(text) for key, text in (system or {}).items()},
-        {step: loaded(value, kind) for step, value, kind in steps or ()},
+        {int(step): loaded(value) for step, value in (steps or {}).items()},
         trial_id,
-        values=[loaded(value, kind) for value, kind in values] if values else None,
+        values=[loaded(value) for value in values] if values else None,
     )
 
 

@@ -377,10 +377,10 @@ class StudyStorage(Shelf):
         return self._read(trial_id)
 
     def _read(self, trial_id: int) -> FrozenTrial:
-        documents = self._link.ask_json(DOCUMENT, {"trial_id": trial_id})
-        if not documents:
-            raise no_trial(trial_id)
-        return rows.frozen(documents[0])
+        answer = self._link.ask_json(DOCUMENT, {"trial_id": trial_id})
+        for trial in rows.documents(answer):
+            return trial
+        raise no_trial(trial_id)
 
     def _study(self, trial_id: int) -> int | None:
         """The study of a trial, if this process has met it."""

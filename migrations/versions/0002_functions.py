@@ -26,26 +26,31 @@ INDEXES = (
 DOCUMENTS = """
 CREATE FUNCTION service.documents(p_trials int[]) RETURNS json
 LANGUAGE plpgsql STABLE AS $$
--- These trials, each whole as one JSON array; service/rows.py reads it.
+-- These trials, each whole as one JSON array; service/rows.py reads it. Before them, every
+-- distribution that they have, once, by the key that stands for it: the texts would be most of
+-- the answer.
 BEGIN
-  RETURN (
+  RETURN json_build_array((
+    SELECT json_object_agg(key, text) FROM (
+      SELECT hashtextextended(distribution_json, 0)::text AS key, min(distribution_json) AS text
+        FROM trial_params WHERE trial_id = ANY (p_trials) GROUP BY 1) kinds), (
     SELECT json_agg(json_build_array(
         t.trial_id, t.number, t.state,
         extract(epoch FROM t.datetime_start), extract(epoch FROM t.datetime_complete),
-        (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
+        (SELECT json_agg(coalesce(to_json(v.value), to_json(v.value_type)) ORDER BY v.objective)
            FROM trial_values v WHERE v.trial_id = t.trial_id),
-        (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json)
-                         ORDER BY p.param_id)
-           FROM trial_params p WHERE p.trial_id = t.trial_id),
+        (SELECT json_build_array(array_agg(p.param_name), array_agg(p.param_value),
+                                 array_agg(hashtextextended(p.distribution_json, 0)::text))
+           FROM (SELECT * FROM trial_params WHERE trial_id = t.trial_id ORDER BY param_id) p),
         (SELECT json_object_agg(a.key, a.value_json)
            FROM trial_user_attributes a WHERE a.trial_id = t.trial_id),
         (SELECT json_object_agg(a.key, a.value_json)
            FROM trial_system_attributes a WHERE a.trial_id = t.trial_id),
-        (SELECT json_agg(json_build_array(i.step, i.intermediate_value,
-                                          i.intermediate_value_type)
-                         ORDER BY i.trial_intermediate_value_id)
+        (SELECT json_object_agg(i.step, coalesce(to_json(i.intermediate_value),
+                                                 to_json(i.intermediate_value_type))
+                                ORDER BY i.trial_intermediate_value_id)
            FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id)))
-      FROM (SELECT * FROM trials WHERE trial_id = ANY (p_trials) ORDER BY trial_id) t);
+      FROM (SELECT * FROM trials WHERE trial_id = ANY (p_trials) ORDER BY trial_id) t));
 END $$
 """
 
@@ -80,7 +85,7 @@ BEGIN
          OR EXISTS (SELECT FROM trial_user_attributes c
                      WHERE c.trial_id = t.trial_id AND age(c.xmin) <= reach)))));
   RETURN json_build_array(horizon, cardinality(created),
-    CASE WHEN created = '{}' AND changed = '{}' THEN '[]'::json
+    CASE WHEN created = '{}' AND changed = '{}' THEN NULL
          ELSE service.documents(created || changed) END);
 END $$
 """
@@ -460,7 +465,7 @@ BEGIN
            expires_at = clock_timestamp() + lasts
      WHERE trial_id = lease.trial_id RETURNING * INTO lease;
     UPDATE trials SET state = state WHERE trial_id = lease.trial_id;
-    document := service.documents(ARRAY[lease.trial_id])->0;
+    document := service.documents(ARRAY[lease.trial_id]);
   ELSIF study.n_claimed >= study.n_trials THEN
     RETURN NULL;
   ELSE
@@ -474,7 +479,7 @@ BEGIN
                         ORDER BY trial_id LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING trial_id INTO lease.trial_id;
     IF FOUND THEN
-      document := service.documents(ARRAY[lease.trial_id])->0;
+      document := service.documents(ARRAY[lease.trial_id]);
     ELSE
       made := service.create(p_study);
       lease.trial_id := made->1->>0;
