@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from objectives import cache
 from objectives.errors import DataError
 from objectives.formats import Array
 from objectives.settings import Settings
-from objectives.sources import Examples, Kind, Source, are_labels, frozen
+from objectives.sources import Examples, Kind, Loaded, Source, are_labels, frozen
 from objectives.split import stratified
 
 
@@ -54,6 +55,8 @@ class Dataset:
 def load_dataset(source: Source, kind: Kind, data_dir: Path | None, settings: Settings) -> Dataset:
     """The split data set, read once per process and kept for the next trials.
 
+    What has an identity is read once per machine (`objectives.cache`).
+
     Raises:
         DataError: A file is broken, or the data set cannot be had.
         SettingError: The settings ask for more than there is.
@@ -89,17 +92,43 @@ def _split(
     train_size: int | None,
     seed: int,
 ) -> Dataset:
-    loaded = source.load(kind, data_dir)
+    def make() -> cache.Entry:
+        return _entry(source.load(kind, data_dir), validation_fraction, train_size, seed)
+
+    identity = source.identity(kind, data_dir)
+    if identity is None:
+        return _dataset(make())
+    return _dataset(cache.shared([identity, validation_fraction, train_size, seed], make))
+
+
+def _entry(
+    loaded: Loaded, validation_fraction: float, train_size: int | None, seed: int
+) -> cache.Entry:
     x, y = loaded.train
     train, validation = stratified(
         y, validation_fraction=validation_fraction, train_size=train_size, seed=seed
     )
+    return cache.Entry(
+        {
+            "train_x": x[train],
+            "train_y": y[train],
+            "validation_x": x[validation],
+            "validation_y": y[validation],
+        },
+        {
+            "source": loaded.source,
+            "kind": loaded.kind,
+            "fingerprint": _fingerprint(x, y, *(loaded.test or ()), train, validation),
+        },
+    )
+
+
+def _dataset(entry: cache.Entry) -> Dataset:
+    arrays = {name: frozen(array) for name, array in entry.arrays.items()}
     return Dataset(
-        train=Examples(frozen(x[train]), frozen(y[train])),
-        validation=Examples(frozen(x[validation]), frozen(y[validation])),
-        source=loaded.source,
-        kind=loaded.kind,
-        fingerprint=_fingerprint(x, y, *(loaded.test or ()), train, validation),
+        train=Examples(arrays["train_x"], arrays["train_y"]),
+        validation=Examples(arrays["validation_x"], arrays["validation_y"]),
+        **entry.about,
     )
 
 

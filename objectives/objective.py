@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +18,10 @@ from objectives.errors import BuildError, SettingError
 from objectives.settings import Direction, Settings
 from objectives.sources import KINDS, CallableSource, Examples, Kind, Source
 from objectives.space import Space, described, gridded
+from objectives.watch import Course
 
 Builder = Callable[[optuna.Trial, Dataset], Any]
+Callbacks = Callable[[optuna.Trial], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class KerasObjective:
 
     After each epoch the monitor is reported to the trial and its pruner asked. A NaN or an
     infinity in an epoch's logs ends the trial, whose value is then NaN: Optuna's FAIL. The trial's
-    user attributes `epoch` and `n_weights` tell the best epoch and the model's size.
+    user attributes tell the best `epoch`, and under `training` how the model was trained, its
+    size, the seconds of compilation and the examples a second.
 
-    A trial may have more than Optuna's: `seed` (else the trial's number seeds the training) and
-    `should_stop()`, asked between batches. Not for several threads at once: Keras's state is the
-    process's.
+    A trial may have more than Optuna's: `seed` (else the trial's number seeds the training),
+    `should_stop()`, asked in mid-epoch about every second, and `checkpoint`, with
+    `save(epoch, state)`, called after each epoch and before it is reported, and `load()`. Not for
+    several threads at once: Keras's state is the process's.
 
     Attributes:
         name: How the data set and the objective are called in messages.
@@ -68,6 +72,8 @@ class KerasObjective:
         layers: For each name of `space` that ends in `_i`, how many layers there may be.
         metrics: What the model's logs hold, without `val_`: another monitor is then refused
             already among the settings; None: only the first trial can tell.
+        callbacks: Makes a trial's own `keras.callbacks.Callback`s. What they remember in plain
+            attributes (numbers, words) is kept in checkpoints.
         data_kind: "real", "synthetic" (the generated stand-in) or "auto" (that, if real is not
             to be had).
         data_dir: The folder that holds the data; None: Keras's cache, then its download.
@@ -83,6 +89,7 @@ class KerasObjective:
     space: Space = field(default_factory=dict, hash=False)
     layers: Mapping[str, int] = field(default_factory=dict, hash=False)
     metrics: tuple[str, ...] | None = None
+    callbacks: Callbacks | None = None
     data_kind: Kind = "real"
     data_dir: Path | None = None
 
@@ -185,23 +192,27 @@ class KerasObjective:
             return self._trained(trial, self.dataset())
 
     def _trained(self, trial: optuna.Trial, dataset: Dataset) -> float:
-        training.prepare(getattr(trial, "seed", trial.number))
+        seed = getattr(trial, "seed", trial.number)
+        training.prepare(seed)
         batch_size = trial.suggest_categorical("batch_size", self.settings.batch_sizes)
         model = self._built(trial, dataset)
-        result = training.fit(
-            model,
-            dataset,
+        callbacks = self.callbacks(trial) if self.callbacks else ()
+        course = self._course(batch_size, seed)
+        result = training.fit(model, dataset, course, trial, callbacks=callbacks)
+        if result.epoch is not None:
+            trial.set_user_attr("epoch", result.epoch)
+        return result.value
+
+    def _course(self, batch_size: int, seed: int) -> Course:
+        return Course(
             epochs=self.settings.epochs,
             batch_size=batch_size,
             patience=self.settings.patience,
             monitor=self.monitor,
             direction=self.direction,
-            trial=trial,
+            checkpoint_every=self.settings.checkpoint_every,
+            seed=seed,
         )
-        if result.epoch is not None:
-            trial.set_user_attr("epoch", result.epoch)
-        trial.set_user_attr("n_weights", model.count_params())
-        return result.value
 
     def _check_monitor(self, monitor: str) -> None:
         produced = [p + name for p in ("", "val_") for name in self.metrics or ()]

@@ -78,6 +78,7 @@ class Settings:
         validation_fraction: The share of the training set that is held out for validation.
         split_seed: Draws the split. Trials of one study share it.
         monitor: The metric that is reported after each epoch and makes the trial's value.
+        checkpoint_every: Save the training's state after every so many epochs; 0: never.
         mode: Whether the monitor is good when it is high (max) or low (min); auto: by its name.
 
     Raises:
@@ -91,6 +92,7 @@ class Settings:
     validation_fraction: float = setting(0.15, fraction())
     split_seed: int = setting(0, Kind("a whole number from 0 to 4294967295", lambda v: _seed(v)))
     monitor: str = setting("val_accuracy", metric())
+    checkpoint_every: int = setting(1, whole(0))
     mode: str = setting("auto", choice("auto", "min", "max"))
 
     def __post_init__(self) -> None:

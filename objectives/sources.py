@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -53,6 +54,10 @@ class Source(ABC):
             DataMissing: It cannot be had.
             SettingError: The source has no data of this kind.
         """
+
+    def identity(self, kind: Kind, data_dir: Path | None) -> list[Any] | None:
+        """What tells these data from others without reading them, as JSON; None: nothing does."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,13 @@ class ImageSource(Source):
                 return self._generated()
             raise
         return self._checked(found.read(), str(found.path), "real")
+
+    def identity(self, kind: Kind, data_dir: Path | None) -> list[Any] | None:
+        """The files' paths, sizes and times of change; the generator's code."""
+        if kind == "synthetic":
+            return [self.title, kind, _digest(Path(synthetic.__file__))]
+        found = self.find(data_dir or keras_cache())
+        return None if found is None else [self.title, "real", *_stats(found.path)]
 
     def _generated(self) -> Loaded:
         return self._checked(self.draw(), "synthetic (generated)", "synthetic")
@@ -197,6 +209,17 @@ CIFAR10 = ImageSource(
     sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
     cached_as="cifar-10-batches-py-target_archive",
 )
+
+
+def _stats(path: Path) -> list[Any]:
+    """A file's, or those of all files of a folder."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file, file.stat()) for file in files]
+    return [[str(file.absolute()), s.st_size, s.st_mtime_ns] for file, s in stats]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def are_labels(y: Array) -> bool:

@@ -1,37 +1,30 @@
-"""Fit one model: report and ask for pruning after each epoch, end early, stop when asked."""
+"""Fit one model: report and ask for pruning after each epoch, end early, stop when asked.
+
+A training is a function of its seed and its settings: what is random in an epoch is drawn from
+(seed, epoch). With a checkpoint of the trial it goes on after the epoch that was saved last, and
+comes to the same bits on the CPU as if it had never been cut short.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 
+from objectives import rules
+from objectives.batches import shuffled_batches
 from objectives.datasets import Dataset
-from objectives.errors import MonitorError, TrialStopped
-from objectives.settings import Direction
+from objectives.epoch import EpochTrainer
+from objectives.watch import Course, FitResult, Watch, require
+
+_log = logging.getLogger("studyhall")
 
 _EXAMPLES_PER_EXECUTION = 8192
 _VALIDATION_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a fit came to.
-
-    Attributes:
-        value: The monitor's best value; NaN where `nan`, or where no epoch was finished.
-        epoch: The epoch of that value, from 0; None where there is none.
-        nan: Whether an epoch's logs held a NaN or an infinity, which ended the fit.
-        history: Each finished epoch's logs.
-    """
-
-    value: float
-    epoch: int | None
-    nan: bool
-    history: list[dict[str, float]]
+_said: set[str] = set()
 
 
 def prepare(seed: int) -> None:
@@ -58,45 +51,107 @@ def _prepare_tensorflow() -> None:
 def fit(
     model: Any,
     dataset: Dataset,
-    *,
-    epochs: int,
-    batch_size: int,
-    patience: int | None,
-    monitor: str,
-    direction: Direction,
+    course: Course,
     trial: optuna.Trial,
+    *,
+    callbacks: Sequence[Any] = (),
+    resident_limit: float | None = None,
 ) -> FitResult:
     """Trains `model` with `keras.Model.fit`; the trial hears of every epoch.
 
     Whatever the trial raises while it is told of an epoch leaves after `fit` has ended in order,
-    with every callback's `on_train_end`.
+    with every callback's `on_train_end`. The trial's user attribute `training` then tells how the
+    model was trained and how fast.
+
+    Args:
+        model: A compiled `keras.Model`.
+        dataset: What to train and validate on.
+        course: How.
+        trial: Hears of every epoch; may have `checkpoint` and `should_stop`.
+        callbacks: `keras.callbacks.Callback`s of the model's own.
+        resident_limit: Bytes of examples that may lie on the device, else they are streamed;
+            None: what it has room for.
 
     Raises:
         MonitorError: The model does not produce the monitor; seen before the first epoch.
         optuna.TrialPruned: The pruner ended the trial.
-        TrialStopped: The trial's `should_stop` said so between two batches.
+        TrialStopped: The trial's `should_stop` said so in mid-epoch.
     """
+    plan = rules.plan(model, course.epochs * math.ceil(dataset.train.size / course.batch_size))
+    _say_once(model, plan)
+    _build(model, dataset, plan, course.monitor)
+    watch = Watch(model, trial, course, dataset.train.size, callbacks)
+    told: dict[str, Any] = {"how": plan.how, "n_weights": model.count_params()}
+    if watch.go_on():
+        told |= _fitted(watch, dataset, plan, resident_limit)
+    if watch.reason is None or isinstance(watch.reason, optuna.TrialPruned):
+        trial.set_user_attr("training", told)
+    return watch.result()
+
+
+def _say_once(model: Any, plan: rules.Plan) -> None:
+    if plan.how == "plain" and plan.why not in _said:
+        _said.add(plan.why)
+        _log.info("%s is trained batch by batch: %s", type(model).__name__, plan.why)
+
+
+def _build(model: Any, dataset: Dataset, plan: rules.Plan, monitor: str) -> None:
+    """Tries the model on two examples, which builds it, and looks for the monitor in the logs."""
     import keras
 
-    model.steps_per_execution = _steps_per_execution(model, dataset.train.size, batch_size)
-    _check_monitor(model, dataset, monitor)
-    watch = _Watch(model, trial, monitor, direction, patience)
-    model.fit(
-        *dataset.train,
+    x, y = (part[:2] for part in dataset.validation)
+    if plan.how == "plain":
+        logs = model.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
+    else:
+        logs = model.test_step(tuple(map(keras.ops.convert_to_tensor, (x, y))))
+        model.reset_metrics()
+    model.optimizer.build(model.trainable_variables)
+    own_logs = type(model).train_step is not keras.Model.train_step
+    if monitor.startswith("val_") or not own_logs:
+        require(monitor, [*logs, *(f"val_{name}" for name in logs)])
+
+
+def _fitted(
+    watch: Watch, dataset: Dataset, plan: rules.Plan, resident_limit: float | None
+) -> dict[str, float]:
+    """Trains as planned; returns how fast that was."""
+    batch_size = watch.course.batch_size
+    validation_batch_size = max(batch_size, _VALIDATION_BATCH)
+    if plan.how == "plain":
+        watch.model.steps_per_execution = _steps_per_execution(
+            watch.model, dataset.train.size, batch_size
+        )
+        _call_fit(
+            watch,
+            x=shuffled_batches(dataset.train, batch_size, watch.order),
+            validation_data=tuple(dataset.validation),
+            validation_batch_size=validation_batch_size,
+        )
+        return watch.speed()
+    trainer = EpochTrainer(
+        watch.model,
+        dataset,
+        plan,
         batch_size=batch_size,
-        epochs=epochs,
-        validation_data=tuple(dataset.validation),
-        validation_batch_size=max(batch_size, _VALIDATION_BATCH),
-        callbacks=[
-            keras.callbacks.LambdaCallback(
-                on_train_batch_end=watch.batch_ended,
-                on_test_batch_end=watch.batch_ended,
-                on_epoch_end=watch.epoch_ended,
-            )
-        ],
+        validation_batch_size=validation_batch_size,
+        order=watch.order,
+        asked_to_stop=watch.asked_to_stop,
+        limit=resident_limit,
+    )
+    with trainer.installed() as arguments:
+        _call_fit(watch, **arguments)
+    return trainer.speed()
+
+
+def _call_fit(watch: Watch, **data: Any) -> None:
+    watch.model.fit(
+        **data,
+        epochs=watch.course.epochs,
+        initial_epoch=len(watch.history),
+        callbacks=[*watch.callbacks, watch.callback()],
+        shuffle=False,
         verbose=0,
     )
-    return watch.result()
 
 
 def _steps_per_execution(model: Any, n: int, batch_size: int) -> int:
@@ -108,86 +163,3 @@ def _steps_per_execution(model: Any, n: int, batch_size: int) -> int:
     if any(len(weight.shape) > 2 for weight in model.weights):
         return 1
     return math.ceil(min(n, _EXAMPLES_PER_EXECUTION) / batch_size)
-
-
-def _check_monitor(model: Any, dataset: Dataset, monitor: str) -> None:
-    """Tries the model on a few examples and looks for the monitor in what comes out."""
-    import keras
-
-    own_logs = type(model).train_step is not keras.Model.train_step
-    if own_logs and not monitor.startswith("val_"):
-        return
-    x, y = dataset.validation
-    logs = model.evaluate(x[:2], y[:2], batch_size=2, verbose=0, return_dict=True)
-    _require(monitor, [*logs, *(f"val_{name}" for name in logs)])
-
-
-@dataclass
-class _Watch:
-    """Follows one fit and ends it when there is a reason to."""
-
-    model: Any
-    trial: optuna.Trial
-    monitor: str
-    direction: Direction
-    patience: int | None
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: tuple[float, int] | None = None
-    nan: bool = False
-    reason: BaseException | None = None
-
-    def batch_ended(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """After a batch of training or of validation."""
-        if self.reason is None and self._asked_to_stop():
-            self.reason = TrialStopped(f"stopped in epoch {len(self.history)}")
-        if self.reason is not None:
-            self._end(self.reason)
-
-    def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self.reason is not None:
-            return
-        values = {name: float(value) for name, value in (logs or {}).items()}
-        if not all(map(math.isfinite, values.values())):
-            self.nan = True
-            self._end()
-            return
-        try:
-            self._record(epoch, values)
-        except BaseException as reason:  # leaves by result(), once fit has ended in order
-            self._end(reason)
-
-    def result(self) -> FitResult:
-        if self.reason is not None:
-            raise self.reason
-        value, epoch = (math.nan, None) if self.nan or self.best is None else self.best
-        return FitResult(value, epoch, self.nan, self.history)
-
-    def _record(self, epoch: int, values: dict[str, float]) -> None:
-        _require(self.monitor, list(values))
-        value = values[self.monitor]
-        self.history.append(values)
-        if self.best is None or self._better(value, self.best[0]):
-            self.best = value, epoch
-        self.trial.report(value, step=epoch)
-        if self.trial.should_prune():
-            raise optuna.TrialPruned(f"pruned after epoch {epoch} at {self.monitor}={value:.6g}")
-        if self.patience is not None and epoch - self.best[1] >= self.patience:
-            self._end()
-
-    def _asked_to_stop(self) -> bool:
-        should_stop = getattr(self.trial, "should_stop", None)
-        return should_stop is not None and bool(should_stop())
-
-    def _better(self, value: float, than: float) -> bool:
-        return value > than if self.direction == "maximize" else value < than
-
-    def _end(self, reason: BaseException | None = None) -> None:
-        self.reason = reason
-        self.model.stop_training = self.model.stop_evaluating = True
-
-
-def _require(monitor: str, produced: list[str]) -> None:
-    if monitor not in produced:
-        raise MonitorError(
-            f"monitor {monitor!r} is not among what the model produces: {', '.join(produced)}"
-        )

@@ -23,7 +23,7 @@ from service.errors import (
 from service.progress import Best, Progress
 from service.settings import Settings
 from service.spec import Budget, Spec
-from service.study import Hall, Study, connect
+from service.study import Hall, Study, connect, storage
 
 __all__ = [
     "Best",
@@ -43,4 +43,5 @@ __all__ = [
     "UnknownStudy",
     "WorkFailed",
     "connect",
+    "storage",
 ]

@@ -26,10 +26,12 @@ class Device:
     Attributes:
         name: ``cpu`` or ``gpu:0``.
         threads: Threads that the worker may use.
+        cores: The cores that the worker keeps to; none: any.
     """
 
     name: str
     threads: int
+    cores: tuple[int, ...] = ()
 
     def environment(self) -> dict[str, str]:
         """Variables for the worker's process."""
@@ -44,6 +46,15 @@ class Device:
             "OPENBLAS_NUM_THREADS": threads,
             "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
         }
+
+    def bind(self, pid: int) -> None:
+        """Keep a worker's process, just started, and all threads it will start to its cores.
+
+        Args:
+            pid: The process.
+        """
+        if self.cores:
+            os.sched_setaffinity(pid, self.cores)
 
 
 def cores() -> int:
@@ -147,11 +158,25 @@ def places(devices: str, workers: int | None, per_device: int) -> list[Device]:
             raise ConfigurationError(f"--{name} must be at least 1, not {count}")
     numbers = _gpu_numbers(devices)
     if not numbers:
-        count = workers or max(1, cores() // 2)
-        return [Device("cpu", max(1, cores() // count))] * count
+        return _cpu_places(workers or max(1, cores() // 2))
     count = workers or len(numbers) * per_device
     threads = max(1, cores() // count)
     return [Device(f"gpu:{numbers[i % len(numbers)]}", threads) for i in range(count)]
+
+
+def _cpu_places(count: int) -> list[Device]:
+    """Equal shares of the threads; of the cores too, where the shares come to all of them.
+
+    Workers that leave cores free are not bound: another pool's might sit on the same ones while
+    others idle.
+    """
+    threads = max(1, cores() // count)
+    affinity = getattr(os, "sched_getaffinity", None)
+    mine = sorted(affinity(0)) if affinity else []
+    if count * threads != len(mine):
+        return [Device("cpu", threads)] * count
+    starts = range(0, len(mine), threads)
+    return [Device("cpu", threads, tuple(mine[start : start + threads])) for start in starts]
 
 
 def _gpu_numbers(devices: str) -> list[str]:

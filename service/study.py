@@ -105,6 +105,22 @@ def connect(url: str | None = None) -> Hall:
     return Hall(Settings.load(database_url=url))
 
 
+def storage(url: str | None = None) -> StudyStorage:
+    """The storage alone, for plain Optuna: ``optuna.create_study(storage=service.storage(url))``.
+
+    Studies made this way have no spec, no budget and no leases; they are read and written with
+    the same few statements. On an empty database the tables are created.
+
+    Args:
+        url: As for `connect`.
+
+    Raises:
+        DatabaseError: It cannot be reached, or its schema is out of date.
+        ConfigurationError: The URL is not one of a PostgreSQL database.
+    """
+    return StudyStorage(connect(url).engine)
+
+
 class Hall:
     """All studies of one database.
 

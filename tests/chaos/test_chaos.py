@@ -24,7 +24,7 @@ from databases import temporary_folder
 from service import Hall, Settings, Study, embedded
 
 LEASE_SECONDS = 4.0
-SETTINGS = ("epochs=6", "train_size=4000", "patience=6")
+SETTINGS = ("epochs=8", "train_size=10000", "patience=8")
 
 
 class Chaos:

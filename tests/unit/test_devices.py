@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,11 +87,51 @@ def test_cores_are_the_affinity_within_the_quota(
     assert devices.cores() == cores
 
 
-def test_cpu_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "cores", lambda: 8)
-    assert devices.places("cpu", 3, 1) == [Device("cpu", 2)] * 3
-    assert devices.places("cpu", None, 1) == [Device("cpu", 2)] * 4
-    assert devices.places("cpu", 20, 1) == [Device("cpu", 1)] * 20
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(devices, "cpu_quota", lambda: math.inf)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_cpu_workers_share_the_threads() -> None:
+    for workers, threads in ((3, 2), (None, 2), (20, 1), (1, 8)):
+        found = devices.places("cpu", workers, 1)
+        assert {(place.name, place.threads) for place in found} == {("cpu", threads)}
+        assert len(found) == (workers or 4)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_workers_that_take_all_cores_keep_to_their_own() -> None:
+    found = [place.cores for place in devices.places("cpu", 4, 1)]
+    assert found == [(0, 1), (2, 3), (4, 5), (6, 7)]
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize("workers", [3, 20])
+def test_workers_that_leave_cores_free_or_share_them_are_not_bound(workers: int) -> None:
+    assert {place.cores for place in devices.places("cpu", workers, 1)} == {()}
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_within_a_quota_nobody_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cpu_quota", lambda: 4.0)
+    assert devices.places("cpu", 4, 1) == [Device("cpu", 1)] * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind")
+def test_a_bound_process_and_its_threads_keep_to_their_cores() -> None:
+    core = min(os.sched_getaffinity(0))
+    program = (
+        "import os, threading; input()\n"
+        "show = lambda: print(sorted(os.sched_getaffinity(0)))\n"
+        "show(); thread = threading.Thread(target=show); thread.start(); thread.join()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    Device("cpu", 1, (core,)).bind(process.pid)
+    assert process.communicate("\n")[0].split("\n")[:2] == [f"[{core}]"] * 2
 
 
 def test_gpu_workers_go_round_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from objectives.datasets import load_dataset
 from objectives.mnist import cnn, mlp
 from objectives.sources import CallableSource
 from objectives.training import fit, prepare
+from objectives.watch import Course
 
 RNG = np.random.RandomState(0)
 X = RNG.rand(300, 6).astype(np.float32)
@@ -82,13 +83,14 @@ class Listener(optuna.trial.FixedTrial):
 class Ended:
     """A builder whose models note that `fit` ended in order, with `on_train_end`."""
 
-    def __init__(self) -> None:
+    def __init__(self, builder: Callable[..., Any] | None = None) -> None:
         self.in_order = False
+        self._build = builder or build
 
     def __call__(self, trial: optuna.Trial, data: Dataset) -> Any:
         import keras
 
-        model, fit_model = build(trial, data), keras.Model.fit
+        model, fit_model = self._build(trial, data), keras.Model.fit
         end = keras.callbacks.LambdaCallback(on_train_end=self._note)
 
         def fitted(*args: Any, callbacks: list[Any], **kwargs: Any) -> Any:
@@ -108,7 +110,7 @@ def test_each_epoch_is_reported_and_the_best_one_is_the_value() -> None:
     best = max(value for _, value in trial.reports)
     assert value == best
     assert trial.user_attrs["epoch"] == [value for _, value in trial.reports].index(best)
-    assert trial.user_attrs["n_weights"] == 6 * 8 + 8 + 8 * 2 + 2
+    assert trial.user_attrs["training"]["n_weights"] == 6 * 8 + 8 + 8 * 2 + 2
 
 
 def test_a_loss_is_best_when_it_is_lowest() -> None:
@@ -133,12 +135,8 @@ def test_every_example_is_trained_on_and_validated_once_an_epoch() -> None:
     result = fit(
         model,
         dataset,
-        epochs=3,
-        batch_size=16,
-        patience=None,
-        monitor="val_accuracy",
-        direction="maximize",
-        trial=trial,
+        Course(3, batch_size=16, patience=None, monitor="val_accuracy", direction="maximize"),
+        trial,
     )
     assert int(model.optimizer.iterations) == 3 * math.ceil(dataset.train.size / 16)
     logits = model.predict(dataset.validation.x, verbose=0)
@@ -183,15 +181,16 @@ def test_whatever_the_trial_raises_passes_after_fit_has_ended_in_order(
     assert ended.in_order
 
 
-@pytest.mark.parametrize("asked", [0, 1, 2, 3])
-def test_a_request_to_stop_is_heard_between_batches_of_training_and_validation(
-    asked: int,
-) -> None:
-    ended, trial = Ended(), Listener(stop_after=asked)
-    with pytest.raises(TrialStopped):
-        objective(ended)(trial)
+@pytest.mark.parametrize("asked", [0, 1, 2, 5, 12])
+@pytest.mark.parametrize("batchwise", [False, True])
+def test_a_request_to_stop_is_heard_in_mid_epoch(asked: int, batchwise: bool) -> None:
+    ended, trial = Ended(_own_train_step if batchwise else build), Listener(stop_after=asked)
+    with pytest.raises(TrialStopped, match="stopped in epoch"):
+        objective(ended, epochs=9)(trial)
     assert ended.in_order
-    assert len(trial.reports) == asked // 2
+    assert trial.asked == asked + 1
+    assert len(trial.reports) <= asked // 2
+    assert trial.reports or asked < 12
 
 
 def _broken(loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -217,7 +216,7 @@ def test_nan_or_infinity_in_any_log_fails_the_trial_and_not_the_study(bad: float
 
 def test_a_monitor_that_is_not_produced_is_refused_before_the_first_epoch() -> None:
     trial = Listener()
-    expected = r"'val_auc' is not among .* accuracy, loss, val_accuracy, val_loss"
+    expected = r"'val_auc' is not among .* loss, accuracy, val_loss, val_accuracy"
     with pytest.raises(MonitorError, match=expected) as error:
         objective(monitor="val_auc")(trial)
     assert error.value.cause == "configuration"
