@@ -96,7 +96,7 @@ class Mixture(_MixtureOfProductDistribution):
         discrete = []
         for i, d in enumerate(self.distributions):
             if isinstance(d, _BatchedCategoricalDistributions):
-                weighted += np.log(d.weights).T[x[:, i].astype(np.int64)]
+                weighted += np.log(np.ascontiguousarray(d.weights.T))[x[:, i].astype(np.int64)]
             elif d.step != 0.0:
                 discrete.append(i)
             else:

@@ -145,14 +145,14 @@ class Observations:
         """The numbers of the trials at these places that have all the parameters, and these.
 
         Returns:
-            Trial numbers, (trials,), and internal values, (trials, parameters).
+            Trial numbers, (trials,), and internal values, (parameters, trials).
         """
-        table = np.empty((len(places), len(names)))
+        table = np.empty((len(names), len(places)))
         for index, name in enumerate(names):
             column = self._params.get(name)
-            table[:, index] = math.nan if column is None else column.values[places]
-        whole = ~np.isnan(table).any(axis=1)
-        return self._number.values[places][whole], table[whole]
+            table[index] = math.nan if column is None else column.values[places]
+        whole = ~np.isnan(table).any(axis=0)
+        return self._number.values[places][whole], table[:, whole]
 
 
 def _internal(trial: FrozenTrial, name: str) -> float:
