@@ -71,18 +71,22 @@ def utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
+Shape = list[tuple[str, BaseDistribution]]
+
+
 def documents(answer: Sequence[Any] | None) -> Iterator[FrozenTrial]:
     """The trials of an answer of ``service.documents``."""
-    kinds, arrays = answer or (None, None)
-    known = {key: distribution(text) for key, text in (kinds or {}).items()}
+    shapes, arrays = answer or (None, None)
+    known: dict[str | None, Shape] = {None: []}
+    for key, pairs in (shapes or {}).items():
+        known[key] = [(name, distribution(text)) for name, text in pairs]
     return (_frozen(array, known) for array in arrays or ())
 
 
-def _frozen(array: Sequence[Any], known: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _frozen(array: Sequence[Any], known: Mapping[str | None, Shape]) -> FrozenTrial:
     """A trial without the checks of its constructor, which stored trials have passed."""
-    trial_id, number, state, start, end, values, params, user, system, steps = array
-    names, internal, keys = (column or () for column in params)
-    kinds = [known[key] for key in keys]
+    trial_id, number, state, start, end, values, key, params, user, system, steps = array
+    shape = known[key]
     trial = FrozenTrial.__new__(FrozenTrial)
     trial.__dict__.update(
         _number=number,
@@ -92,7 +96,7 @@ def _frozen(array: Sequence[Any], known: Mapping[str, BaseDistribution]) -> Froz
         datetime_complete=local(end),
         _params={
             name: of.to_external_repr(float(value))
-            for name, value, of in zip(names, internal, kinds, strict=True)
+            for (name, of), value in zip(shape, params or (), strict=True)
         },
         _user_attrs=_parsed(user),
         _system_attrs=_parsed(system),
@@ -102,7 +106,7 @@ def _frozen(array: Sequence[Any], known: Mapping[str, BaseDistribution]) -> Froz
         }
         if steps
         else {},
-        _distributions=dict(zip(names, kinds, strict=True)),
+        _distributions=dict(shape),
         _trial_id=trial_id,
     )
     return trial
