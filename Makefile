@@ -56,3 +56,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PIP) install --quiet --only-binary :all: --requirement requirements.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+.PHONY: bench-training
+bench-training: $(INSTALLED) ## plain fit and our trainer, side by side; ARGS="--data-dir DIR"
+	$(BIN)/python benchmarks/training.py $(ARGS)

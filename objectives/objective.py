@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -146,6 +148,10 @@ class KerasObjective:
             SettingError: The settings ask for more than there is.
         """
         return load_dataset(self._source, self.data_kind, self.data_dir, self.settings)
+
+    def warm_up(self) -> None:
+        """Begins to import Keras beside whatever else a process does before its first trial."""
+        threading.Thread(target=importlib.import_module, args=("keras",), name="warm-up").start()
 
     def test_set(self) -> Examples:
         """The sealed test set: for measuring a study's winner once, never for a trial.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 How = Literal["xla", "graph", "plain"]
 
 # What XLA gains a step on the CPU, against what its compilation costs: see docs/training.md.
-XLA_PAYS_AFTER_STEPS = 2000
+XLA_PAYS_AFTER_STEPS = 1500
 
 _DENSE = {
     "Activation",

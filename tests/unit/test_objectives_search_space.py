@@ -52,6 +52,17 @@ def test_importing_the_objectives_leaves_tensorflow_alone() -> None:
     assert run.stdout == "[]\n"
 
 
+def test_warming_up_imports_keras_in_the_background() -> None:
+    code = (
+        "import sys, threading, objectives.mnist\n"
+        "objectives.mnist.mlp.warm_up()\n"
+        "[t.join() for t in threading.enumerate() if t.name == 'warm-up']\n"
+        "print('tensorflow' in sys.modules and 'keras' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
+
+
 def test_the_built_in_names_are_the_objectives_names() -> None:
     for name, reference in BUILT_IN.items():
         module, attribute = reference.split(":")
