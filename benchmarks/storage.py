@@ -100,9 +100,7 @@ class Stock:
     name = "stock"
 
     def __init__(self, url: str) -> None:
-        kwargs = {"pool_size": 1, "max_overflow": 1}
-        storage = RDBStorage(url, engine_kwargs=kwargs, skip_table_creation=True)
-        self.study = optuna.load_study(study_name=NAME, storage=storage)
+        self.study = optuna.load_study(study_name=NAME, storage=RDBStorage(url))
 
     def trial(self, epoch_seconds: float = 0.0, prune: bool = False) -> None:
         trial = self.study.ask()
@@ -419,7 +417,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="small sizes, short runs")
     parser.add_argument("--only", nargs="*", help="parts to run")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a fleet's run")
-    parser.add_argument("--workers", type=int, nargs="*", help="fleets of 50 ms epochs to run")
+    parser.add_argument("--workers", type=int, nargs="*", help="sizes of the fleets")
+    parser.add_argument("--epoch", type=float, default=0.05, help="seconds of their epochs")
     parser.add_argument("--repeats", type=int, default=5, help="stock trials that are timed")
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -447,7 +446,7 @@ def main() -> None:
     if short:
         fleets = [(4, 0.0, True), (8, 0.05, True)]
     if given.workers:
-        fleets = [(count, 0.05, True) for count in given.workers]
+        fleets = [(count, given.epoch, True) for count in given.workers]
     join_size, progress_size = (2_000, 20_000) if short else (10_000, 100_000)
     parts: dict[str, Callable[[str], list[Row]]] = {
         "trial": lambda url: [

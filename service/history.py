@@ -73,8 +73,8 @@ class History:
         self._by_id[trial._trial_id] = trial
         for states, trials in self._lists.items():
             _exchange(trials, states, old, trial)
-        for name, distribution in trial.distributions.items():
-            self.distributions.setdefault(name, distribution)
+        if not trial._distributions.keys() <= self.distributions.keys():
+            self.distributions = trial._distributions | self.distributions
         if trial.state.is_finished():
             self._finish(trial)
         else:

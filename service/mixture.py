@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.samplers._tpe import _truncnorm, probability_distributions
+from optuna.samplers._tpe import _truncnorm, parzen_estimator, probability_distributions
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.samplers._tpe.probability_distributions import (
     _BatchedCategoricalDistributions,
@@ -59,6 +59,15 @@ def log_ndtr(a: Floats) -> Floats:
     return out.reshape(np.shape(a))
 
 
+def argsort(a: NDArray[Any]) -> NDArray[np.intp]:
+    """``np.argsort``; a permutation, which Optuna sorts to invert it, is inverted directly."""
+    if a.dtype.kind != "i":
+        return np.argsort(a)
+    inverse = np.empty_like(a)
+    inverse[a] = np.arange(len(a))
+    return inverse
+
+
 EXACT = rebound(_truncnorm, _log_ndtr=log_ndtr)
 SWIFT = rebound(_truncnorm, _log_ndtr=special.log_ndtr, _ndtr=special.ndtr)
 DRAW = FunctionType(
@@ -87,7 +96,7 @@ class Mixture(_MixtureOfProductDistribution):
         discrete = []
         for i, d in enumerate(self.distributions):
             if isinstance(d, _BatchedCategoricalDistributions):
-                weighted += np.log(d.weights).T[x[:, i].astype(np.int64)]
+                weighted += np.log(np.ascontiguousarray(d.weights.T))[x[:, i].astype(np.int64)]
             elif d.step != 0.0:
                 discrete.append(i)
             else:
@@ -151,6 +160,11 @@ def _log_sum_exp(weighted: Floats) -> Floats:
 
 class ParzenEstimator(_ParzenEstimator):
     """Optuna's Parzen estimator on `Mixture`."""
+
+    _calculate_numerical_distributions = FunctionType(
+        _ParzenEstimator._calculate_numerical_distributions.__code__,
+        {**vars(parzen_estimator), "np": SimpleNamespace(**{**vars(np), "argsort": argsort})},
+    )
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -27,7 +27,6 @@ A study that has never been read is read by the same statement, in portions.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,9 +37,6 @@ from service.link import Link
 
 PORTION = 2000
 """Trials that one statement brings at most, so that a large study passes through in a stream."""
-
-LARGE = 1 << 18
-"""Characters of an answer from which on Python's garbage collector is kept out of it."""
 
 NEWS = """-- What of this study is not known here yet.
 SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_children)s,
@@ -60,25 +56,23 @@ def read(link: Link, study_id: int, history: History, own: Collection[int], whol
     asked = question(study_id, history, own) | {"p_children": whole, "p_limit": PORTION}
     if whole:
         asked["p_since"] = history.since_children
-    horizons: list[int] = []
-    created = PORTION
-    while created == PORTION:
-        text = link.ask(NEWS, asked)
-        if text is None:
-            return False
-        with _collector_at_rest(len(text) > LARGE):
-            horizon, created = take(json.loads(text), history, own)
-        horizons.append(horizon)
-        asked |= {"p_after": history.after, "p_known": "{}"}
-    history.since = horizons[0]
+    answer = link.ask_json(NEWS, asked)
+    if answer is None:
+        return False
+    since = answer[0]
+    with _collector_at_rest(answer[1] == PORTION):
+        while take(answer, history, own) == PORTION:
+            asked |= {"p_after": history.after, "p_known": "{}"}
+            answer = link.ask_json(NEWS, asked)
+    history.since = since
     if whole:
-        history.since_children = horizons[0]
+        history.since_children = since
     return True
 
 
 @contextmanager
 def _collector_at_rest(large: bool) -> Iterator[None]:
-    """Spare a large answer the garbage collector, which would visit all trials over and over."""
+    """Spare a large study the garbage collector, which would visit all trials over and over."""
     pause = large and gc.isenabled()
     if pause:
         gc.disable()
@@ -100,11 +94,11 @@ def question(study_id: int, history: History, own: Collection[int]) -> dict[str,
     }
 
 
-def take(answer: Any, history: History, own: Collection[int]) -> tuple[int, int]:
-    """Put the trials of an answer into the history; its horizon and its number of new trials."""
-    horizon, created, documents = answer
+def take(answer: Any, history: History, own: Collection[int]) -> int:
+    """Put the trials of an answer into the history; returns how many of them are new."""
+    _, created, documents = answer
     for trial in rows.documents(documents):
         history.after = max(history.after, trial._trial_id)
         if trial._trial_id not in own:
             history.put(trial)
-    return horizon, created
+    return int(created)

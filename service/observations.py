@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +18,29 @@ Places = NDArray[np.int64]
 
 
 class Column:
-    """An array that grows at its end."""
+    """An array that grows at its end.
 
-    def __init__(self, fill: float = math.nan) -> None:
-        self._fill = fill
-        self._data = np.full(64, fill)
+    Args:
+        length: How many places it begins with; they hold NaN.
+    """
 
-    def set(self, place: int, value: float) -> None:
-        """Put a value at a place, which may lie beyond the end."""
-        if place >= len(self._data):
-            more = np.full(max(len(self._data), place + 1 - len(self._data)), self._fill)
+    def __init__(self, length: int = 0) -> None:
+        self._data = np.full(length, math.nan)
+        self._length = length
+
+    def extend(self, values: Sequence[float]) -> None:
+        """Put values at the end."""
+        end = self._length + len(values)
+        if end > len(self._data):
+            more = np.empty(max(len(self._data), end))
             self._data = np.concatenate([self._data, more])
-        self._data[place] = value
+        self._data[self._length : end] = values
+        self._length = end
 
-    def upto(self, length: int) -> Floats:
-        """The first so many values; a view, and padded where none were set."""
-        if length > len(self._data):
-            self.set(length - 1, self._fill)
-        return self._data[:length]
+    @property
+    def values(self) -> Floats:
+        """All values; a view."""
+        return self._data[: self._length]
 
 
 class Observations:
@@ -55,7 +61,7 @@ class Observations:
         self._count = 0
         self._params: dict[str, Column] = {}
         self._number, self._key, self._step = Column(), Column(), Column()
-        self._pruned = Column(0.0)
+        self._pruned = Column()
         self.constrained = False
         self.space: dict[str, BaseDistribution] | None = None
 
@@ -74,31 +80,30 @@ class Observations:
 
     def _take_in(self) -> None:
         finished = self._history.finished
-        for trial in finished[self._read :]:
-            if trial.state != TrialState.FAIL:
-                self._add(trial)
+        new = [trial for trial in finished[self._read :] if trial.state != TrialState.FAIL]
         self._read = len(finished)
+        if new:
+            self._add(new)
 
-    def _add(self, trial: FrozenTrial) -> None:
-        place, self._count = self._count, self._count + 1
-        self._number.set(place, trial.number)
-        pruned = trial.state == TrialState.PRUNED
-        self._pruned.set(place, float(pruned))
-        step, key = self._score(trial) if pruned else (0.0, self._sign * _value(trial))
-        self._step.set(place, step)
-        self._key.set(place, key)
-        for name, distribution in trial.distributions.items():
-            self._column(name).set(place, distribution.to_internal_repr(trial.params[name]))
-        self.constrained = self.constrained or len(trial.constraints) > 0
-        self._intersect(trial.distributions)
-
-    def _column(self, name: str) -> Column:
-        if name not in self._params:
-            self._params[name] = Column()
-        return self._params[name]
+    def _add(self, trials: list[FrozenTrial]) -> None:
+        self._number.extend([trial.number for trial in trials])
+        self._pruned.extend([trial.state == TrialState.PRUNED for trial in trials])
+        scores = [self._score(trial) for trial in trials]
+        self._step.extend([step for step, _ in scores])
+        self._key.extend([key for _, key in scores])
+        for name in {name for trial in trials for name in trial._distributions}:
+            self._params.setdefault(name, Column(self._count))
+        for name, column in self._params.items():
+            column.extend([_internal(trial, name) for trial in trials])
+        self._count += len(trials)
+        for trial in trials:
+            self.constrained = self.constrained or bool(trial._system_attrs and trial.constraints)
+            self._intersect(trial._distributions)
 
     def _score(self, trial: FrozenTrial) -> tuple[float, float]:
-        """How a pruned trial ranks: those that came farther first, then by what they reported."""
+        """How a trial ranks among its like: the pruned one that came farther is the better."""
+        if trial.state == TrialState.COMPLETE:
+            return 0.0, self._sign * trial.values[0] if trial.values else math.inf
         if not trial.intermediate_values:
             return 1.0, 0.0
         step, value = max(trial.intermediate_values.items())
@@ -119,10 +124,10 @@ class Observations:
         Args:
             n_below: How many are the best: complete ones first, then pruned ones.
         """
-        pruned = self._pruned.upto(self._count) != 0
+        pruned = self._pruned.values != 0
         below = self._best(np.flatnonzero(~pruned), n_below)
         below = np.concatenate([below, self._best(np.flatnonzero(pruned), n_below - len(below))])
-        rest = np.ones(self._count, dtype=bool)
+        rest = np.ones(len(pruned), dtype=bool)
         rest[below] = False
         return self._by_number(below), self._by_number(np.flatnonzero(rest))
 
@@ -130,24 +135,26 @@ class Observations:
         if count <= 0 or not len(places):
             return places[:0]
         columns = (self._number, self._key, self._step)
-        order = np.lexsort([column.upto(self._count)[places] for column in columns])
+        order = np.lexsort([column.values[places] for column in columns])
         return places[order[:count]]
 
     def _by_number(self, places: Places) -> Places:
-        return places[np.argsort(self._number.upto(self._count)[places], kind="stable")]
+        return places[np.argsort(self._number.values[places], kind="stable")]
 
     def values(self, places: Places, names: list[str]) -> tuple[Floats, Floats]:
         """The numbers of the trials at these places that have all the parameters, and these.
 
         Returns:
-            Trial numbers, (trials,), and internal values, (trials, parameters).
+            Trial numbers, (trials,), and internal values, (parameters, trials).
         """
-        table = np.empty((len(places), len(names)))
+        table = np.empty((len(names), len(places)))
         for index, name in enumerate(names):
-            table[:, index] = self._column(name).upto(self._count)[places]
-        whole = ~np.isnan(table).any(axis=1)
-        return self._number.upto(self._count)[places][whole], table[whole]
+            column = self._params.get(name)
+            table[index] = math.nan if column is None else column.values[places]
+        whole = ~np.isnan(table).any(axis=0)
+        return self._number.values[places][whole], table[:, whole]
 
 
-def _value(trial: FrozenTrial) -> float:
-    return trial.values[0] if trial.values else math.inf
+def _internal(trial: FrozenTrial, name: str) -> float:
+    of = trial._distributions.get(name)
+    return math.nan if of is None else of.to_internal_repr(trial._params[name])

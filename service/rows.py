@@ -71,34 +71,49 @@ def utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
+Shape = list[tuple[str, BaseDistribution]]
+
+
 def documents(answer: Sequence[Any] | None) -> Iterator[FrozenTrial]:
     """The trials of an answer of ``service.documents``."""
-    kinds, arrays = answer or (None, None)
-    known = {key: distribution(text) for key, text in (kinds or {}).items()}
+    shapes, arrays = answer or (None, None)
+    known: dict[str | None, Shape] = {None: []}
+    for key, pairs in (shapes or {}).items():
+        known[key] = [(name, distribution(text)) for name, text in pairs]
     return (_frozen(array, known) for array in arrays or ())
 
 
-def _frozen(array: Sequence[Any], known: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    trial_id, number, state, start, end, values, params, user, system, steps = array
-    names, internal, keys = (column or () for column in params)
-    kinds = [known[key] for key in keys]
-    return FrozenTrial(
-        number,
-        STATES[state],
-        None,
-        local(start),
-        local(end),
-        {
+def _frozen(array: Sequence[Any], known: Mapping[str | None, Shape]) -> FrozenTrial:
+    """A trial without the checks of its constructor, which stored trials have passed."""
+    trial_id, number, state, start, end, values, key, params, user, system, steps = array
+    shape = known[key]
+    trial = FrozenTrial.__new__(FrozenTrial)
+    trial.__dict__.update(
+        _number=number,
+        state=STATES[state],
+        _values=[loaded(value) for value in values] if values else None,
+        _datetime_start=local(start),
+        datetime_complete=local(end),
+        _params={
             name: of.to_external_repr(float(value))
-            for name, value, of in zip(names, internal, kinds, strict=True)
+            for (name, of), value in zip(shape, params or (), strict=True)
         },
-        dict(zip(names, kinds, strict=True)),
-        {key: json.loads(text) for key, text in (user or {}).items()},
-        {key: json.loads(text) for key, text in (system or {}).items()},
-        {int(step): loaded(value) for step, value in (steps or {}).items()},
-        trial_id,
-        values=[loaded(value) for value in values] if values else None,
+        _user_attrs=_parsed(user),
+        _system_attrs=_parsed(system),
+        intermediate_values={
+            int(step): STORED[value] if isinstance(value, str) else float(value)
+            for step, value in steps.items()
+        }
+        if steps
+        else {},
+        _distributions=dict(shape),
+        _trial_id=trial_id,
     )
+    return trial
+
+
+def _parsed(attrs: Mapping[str, str] | None) -> dict[str, Any]:
+    return {key: json.loads(text) for key, text in attrs.items()} if attrs else {}
 
 
 def started(trial_id: int, number: int, epoch: float) -> FrozenTrial:

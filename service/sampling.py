@@ -106,11 +106,12 @@ class TPESampler(optuna.samplers.TPESampler):
         if not running:
             return table
         order = np.argsort([*numbers, *(number for number, _ in running)], kind="stable")
-        merged: Floats = np.concatenate([table, [values for _, values in running]])[order]
+        more = np.array([values for _, values in running], dtype=float).T
+        merged: Floats = np.concatenate([table, more], axis=1)[:, order]
         return merged
 
     def _estimator(self, table: Floats, search_space: Space) -> _ParzenEstimator:
-        observations = {name: table[:, index] for index, name in enumerate(search_space)}
+        observations = dict(zip(search_space, table, strict=True))
         cls: type[_ParzenEstimator] = self._parzen_estimator_cls
         if cls is _ParzenEstimator:
             cls = ParzenEstimator

@@ -229,8 +229,8 @@ class StudyStorage(Shelf):
             held.written(batch)
             self._keep(held)
             if told:
-                history.since, _ = news.take(told, history, self._held)
-                history.fresh = True
+                news.take(told, history, self._held)
+                history.since, history.fresh = told[0], True
 
     def _keep(self, held: Held) -> None:
         with self._lock:

@@ -26,31 +26,38 @@ INDEXES = (
 DOCUMENTS = """
 CREATE FUNCTION service.documents(p_trials int[]) RETURNS json
 LANGUAGE plpgsql STABLE AS $$
--- These trials, each whole as one JSON array; service/rows.py reads it. Before them, every
--- distribution that they have, once, by the key that stands for it: the texts would be most of
--- the answer.
+-- These trials, each whole as one JSON array; service/rows.py reads it. Before them stand their
+-- shapes, each once, by the key that stands for it: a shape is the names and the distributions of
+-- a trial's parameters, which most trials of a study share and which would be most of the answer.
 BEGIN
-  RETURN json_build_array((
-    SELECT json_object_agg(key, text) FROM (
-      SELECT hashtextextended(distribution_json, 0)::text AS key, min(distribution_json) AS text
-        FROM trial_params WHERE trial_id = ANY (p_trials) GROUP BY 1) kinds), (
-    SELECT json_agg(json_build_array(
-        t.trial_id, t.number, t.state,
-        extract(epoch FROM t.datetime_start), extract(epoch FROM t.datetime_complete),
-        (SELECT json_agg(coalesce(to_json(v.value), to_json(v.value_type)) ORDER BY v.objective)
-           FROM trial_values v WHERE v.trial_id = t.trial_id),
-        (SELECT json_build_array(array_agg(p.param_name), array_agg(p.param_value),
-                                 array_agg(hashtextextended(p.distribution_json, 0)::text))
-           FROM (SELECT * FROM trial_params WHERE trial_id = t.trial_id ORDER BY param_id) p),
-        (SELECT json_object_agg(a.key, a.value_json)
-           FROM trial_user_attributes a WHERE a.trial_id = t.trial_id),
-        (SELECT json_object_agg(a.key, a.value_json)
-           FROM trial_system_attributes a WHERE a.trial_id = t.trial_id),
-        (SELECT json_object_agg(i.step, coalesce(to_json(i.intermediate_value),
-                                                 to_json(i.intermediate_value_type))
-                                ORDER BY i.trial_intermediate_value_id)
-           FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id)))
-      FROM (SELECT * FROM trials WHERE trial_id = ANY (p_trials) ORDER BY trial_id) t));
+  RETURN (
+    WITH shaped AS MATERIALIZED (
+      SELECT trial_id, array_agg(param_value ORDER BY param_id) AS params,
+             hashtextextended(string_agg(param_name || chr(1) || distribution_json, chr(2)
+                                         ORDER BY param_id), 0)::text AS shape
+        FROM trial_params WHERE trial_id = ANY (p_trials) GROUP BY trial_id)
+    SELECT json_build_array(
+      (SELECT json_object_agg(shape, (
+                SELECT json_agg(json_build_array(p.param_name, p.distribution_json)
+                                ORDER BY p.param_id)
+                  FROM trial_params p WHERE p.trial_id = an_example.trial_id))
+         FROM (SELECT DISTINCT ON (shape) shape, trial_id FROM shaped) an_example),
+      (SELECT json_agg(json_build_array(
+          t.trial_id, t.number, t.state,
+          extract(epoch FROM t.datetime_start), extract(epoch FROM t.datetime_complete),
+          (SELECT json_agg(coalesce(to_json(v.value), to_json(v.value_type))
+                           ORDER BY v.objective)
+             FROM trial_values v WHERE v.trial_id = t.trial_id),
+          s.shape, s.params,
+          (SELECT json_object_agg(a.key, a.value_json)
+             FROM trial_user_attributes a WHERE a.trial_id = t.trial_id),
+          (SELECT json_object_agg(a.key, a.value_json)
+             FROM trial_system_attributes a WHERE a.trial_id = t.trial_id),
+          (SELECT json_object_agg(i.step, coalesce(to_json(i.intermediate_value),
+                                                   to_json(i.intermediate_value_type)))
+             FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id)))
+         FROM (SELECT * FROM trials WHERE trial_id = ANY (p_trials) ORDER BY trial_id) t
+              LEFT JOIN shaped s USING (trial_id))));
 END $$
 """
 
