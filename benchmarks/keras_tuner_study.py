@@ -1,6 +1,8 @@
 """Keras Tuner for `benchmarks/training.py --study`: BayesianOptimization, ten epochs a trial.
 
-Runs in a Python that has keras-tuner: keras_tuner_study.py FOLDER TRIALS
+Runs in a Python that has keras-tuner[bayesian], tensorflow and tensorboard:
+
+    keras_tuner_study.py FOLDER TRIALS
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--study", action="store_true")
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--keras-tuner", metavar="PYTHON", help="a Python that has keras-tuner")
+    parser.add_argument(
+        "--keras-tuner", metavar="PYTHON", help="a Python with keras-tuner[bayesian], tensorboard"
+    )
     parser.add_argument("--role", choices=list(ROLES), help=argparse.SUPPRESS)
     parser.add_argument("--job", default="mlp-128", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -293,8 +295,6 @@ def study(options: argparse.Namespace) -> None:
             f"{name:22} {told['seconds']:7.1f} s  best {told['best']:.4f}  "
             f"{told['seconds'] / ours['seconds']:.2f} times ours"
         )
-    if "share" in ours:
-        print(f"outside objectives: {100 * ours['share']:.1f} % of the worker-seconds")
 
 
 def tutorial_script(options: argparse.Namespace) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        sys.exit(cli.fail(StudyhallError(f"{error.strerror or error}: {error.filename or ''}")))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from service.limits import Limits
 from service.pool import Pool
 from service.settings import Settings
 from service.spec import Budget, Spec
-from service.study import Hall, Study
+from service.study import Hall, Study, check_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_TRIALS = 20
@@ -58,7 +59,10 @@ class Size(click.ParamType[int]):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", str(value).strip().upper())
         if found is None:
             self.fail(f"{value!r} is not a size such as 500M or 8G", param, ctx)
-        return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+        size = int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+        if not size:
+            self.fail("the size must be positive", param, ctx)
+        return size
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -82,7 +86,9 @@ data_dir_option = option(
     help="Folder with the data files, on this machine.",
 )
 path_option = option(
-    "--path", type=click.Path(file_okay=False), help="Folder to put first on the import path."
+    "--path",
+    type=click.Path(file_okay=False, exists=True),
+    help="Folder to put first on the import path.",
 )
 making = options(
     option("--study", help="Name of the study.  [default: the objective's]"),
@@ -223,7 +229,8 @@ def run(context: Context, /, place: Placing, **asked: Any) -> None:
 def create(context: Context, /, **asked: Any) -> None:
     """Create the study; do no work."""
     study = make_study(context.hall(), asked)
-    out.print(f"study {study.name} is ready: studyhall worker {study.name}", markup=False)
+    join = f"studyhall worker {shlex.quote(study.name)}"
+    out.print(f"study {study.name} is ready: {join}", markup=False)
 
 
 @main.command()
@@ -252,8 +259,8 @@ def worker(
 
 @main.command()
 @click.argument("study")
-@trials_option
-@timeout_option
+@option("--trials", type=int, help="New total of the study's trials.")
+@option("--timeout", type=Duration(), help="New wall-clock for the study, from now on, e.g. 2h.")
 @placed
 @data_dir_option
 @path_option
@@ -270,6 +277,9 @@ def resume(
     """Go on with an interrupted, stopped or finished study; --trials is its new total."""
     hall = context.hall()
     found = hall.study(study)
+    if found.progress().data is not None:
+        # Other data are refused before the budget is touched.
+        found.check_data(found.spec.load(resolved(data_dir), resolved(path)))
     found.resume(trials, timeout)
     work(hall, found, place, data_dir, path)
 
@@ -279,8 +289,13 @@ def resume(
 @click.pass_obj
 def stop(context: Context, study: str) -> None:
     """All workers everywhere finish the epoch, save and leave; resume undoes it."""
-    context.hall().study(study).stop()
-    out.print(f"{study} is told to stop; go on with: studyhall resume {study}", markup=False)
+    found = context.hall().study(study)
+    if found.progress().state == "finished":
+        out.print(f"{study} is finished; there is nothing to stop", markup=False)
+        return
+    found.stop()
+    resume = f"studyhall resume {shlex.quote(study)}"
+    out.print(f"{study} is told to stop; go on with: {resume}", markup=False)
 
 
 @main.command()
@@ -362,7 +377,7 @@ def best(context: Context, study: str, as_json: bool) -> None:
 def objectives(path: str | None) -> None:
     """The names that can be run, with their search spaces."""
     for name in registry.names():
-        out.print(name, style="bold")
+        out.print(name, style="bold", markup=False)
         describe = getattr(registry.load(name, path), "search_space", None)
         for key, values in (describe() if describe else {}).items():
             out.print(f"  {key:<18} {values}", markup=False)
@@ -430,7 +445,7 @@ def db_stop(context: Context) -> None:
 
 def make_study(hall: Hall, asked: dict[str, Any]) -> Study:
     """Create the study that the options describe, or find the one they agree with."""
-    name = asked["study"] or asked["objective"]
+    name = asked["objective"] if asked["study"] is None else asked["study"]
     if name in hall.names():
         study = hall.study(name)
         study.refuse_contradictions(given(asked, study.spec))
@@ -440,11 +455,14 @@ def make_study(hall: Hall, asked: dict[str, Any]) -> Study:
         n_trials = DEFAULT_TRIALS
     budget = Budget(n_trials, timeout)
     spec, objective = new_spec(asked)
+    check_name(name)
+    spec.check()  # what costs nothing is checked before the data, which may be downloaded
     data = registry.data_of(objective)
     if data is not None:
         out.print(f"data: {data['name']} from {data['source']}", markup=False)
         spec = Spec.from_json({**spec.to_json(), "data": data.get("kind")})
     study = hall.create(name, spec, budget)
+    study.refuse_contradictions(given(asked, study.spec))  # if another process was quicker
     study.check_data(objective)
     return study
 
@@ -539,6 +557,9 @@ def work(hall: Hall, study: Study, place: Placing, data_dir: str | None, path: s
             )
             code = pool.run()
         if code:
+            if code == 130:
+                resume = f"studyhall resume {shlex.quote(study.name)}"
+                err.print(f"interrupted; go on with: {resume}", markup=False)
             sys.exit(code)
     conclude(study)
 
@@ -561,9 +582,11 @@ def conclude(study: Study) -> None:
     """
     progress = study.progress()
     out.print(display.status(progress, study.spec.monitor))
-    name = study.name
+    name = shlex.quote(study.name)
     if progress.state == "stopped":
-        message = f"study {name!r} is stopped: {progress.stop_reason}; studyhall resume {name}"
+        message = (
+            f"study {study.name!r} is stopped: {progress.stop_reason}; studyhall resume {name}"
+        )
         if progress.stop_reason != "stopped by the user":
             raise WorkFailed(message)
         out.print(message, markup=False)
@@ -571,15 +594,18 @@ def conclude(study: Study) -> None:
     if progress.state != "finished":
         return
     if progress.complete == 0:
+        what = "time" if progress.late else "budget"
         raise WorkFailed(
-            f"the budget of study {name!r} is spent and no trial is complete; "
+            f"the {what} of study {study.name!r} is spent and no trial is complete; "
             f"see why: studyhall trials {name}"
         )
     total = f"{progress.finished} of {progress.n_trials or progress.finished} trials"
+    spent, more = f"the budget is spent ({total})", f"--trials {2 * progress.finished}"
+    if progress.late:
+        spent, more = f"the study's time is over ({total})", "--timeout 1h"
     out.print(
-        f"the budget is spent ({total}). Next: studyhall best {name} | "
-        f"studyhall trials {name} | studyhall resume {name} --trials "
-        f"{2 * max(progress.finished, 1)}",
+        f"{spent}. Next: studyhall best {name} | "
+        f"studyhall trials {name} | studyhall resume {name} {more}",
         markup=False,
         soft_wrap=True,
     )

@@ -40,6 +40,8 @@ CURES = {
     "slots": "raise the server's max_connections, or start fewer workers",
     "too many": "raise the server's max_connections, or start fewer workers",
     "starting up": "try again in a moment",
+    "No space left": "free disk space on the database's machine",
+    "invalid dsn": "correct STUDYHALL_DATABASE_URL",
 }
 START_IT = "start PostgreSQL there, or correct STUDYHALL_DATABASE_URL"
 

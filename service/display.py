@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.doctor import Finding
+from service.errors import headline
 from service.progress import Best, Progress
 
 
@@ -61,9 +62,8 @@ def best_line(best: Best | None, monitor: str | None) -> str:
     if best is None:
         return "no trial is complete yet"
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
-    return (
-        f"best trial {best.number}: {monitor or 'value'} {best.value:.6g}{epoch}, "
-        f"{parameters(best.params)}"
+    return f"best trial {best.number}: {monitor or 'value'} {best.value:.6g}{epoch}" + (
+        f", {parameters(best.params)}" if best.params else ""
     )
 
 
@@ -78,7 +78,8 @@ def status(progress: Progress, monitor: str | None) -> RenderableType:
     counts = (
         f"{progress.finished}/{'?' if total is None else total} trials: "
         f"{progress.complete} complete, {progress.pruned} pruned, {progress.failed} failed, "
-        f"{progress.running} running, {progress.interrupted} interrupted; "
+        f"{progress.running} running, {progress.interrupted} interrupted"
+        f"{f', {progress.waiting} waiting' if progress.waiting else ''}; "
         f"{progress.workers} workers, ETA {duration(progress.eta_seconds)}"
     )
     bar = ProgressBar(
@@ -99,7 +100,7 @@ def studies(rows: Iterable[Progress]) -> Table:
     for row in rows:
         total = "?" if row.n_trials is None else row.n_trials
         table.add_row(
-            row.study,
+            Text(row.study),
             row.state,
             f"{row.finished}/{total}",
             str(row.complete),
@@ -130,7 +131,7 @@ def trials(records: list[dict[str, Any]]) -> Table:
             "-" if row["epoch"] is None else str(row["epoch"]),
             duration(row["duration_seconds"]),
             str(row["attempts"]),
-            parameters(row["params"]),
+            Text(parameters(row["params"])),
             Text(_cause(row)),
             row["worker"] or "-",
         )
@@ -140,14 +141,15 @@ def trials(records: list[dict[str, Any]]) -> Table:
 def _cause(row: Mapping[str, Any]) -> str:
     if row["cause"] is None:
         return "-"
-    detail = (row["detail"] or "").strip().splitlines()
-    return f"{row['cause']}: {detail[-1]}" if detail else str(row["cause"])
+    told = f": {headline(row['detail'])}" if row["detail"] else ""
+    return f"{row['cause']}{told}"
 
 
 def trials_csv(records: list[dict[str, Any]]) -> str:
     """Trials as CSV: parameters in columns ``params_…``, the last reported value apart."""
     names = sorted({name for row in records for name in row["params"]})
-    plain = [key for key in records[0] if key not in ("params", "intermediate_values")]
+    nested = ("params", "intermediate_values", "history")
+    plain = [key for key in records[0] if key not in nested] if records else ["number"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*plain, "n_reported", *(f"params_{name}" for name in names)])

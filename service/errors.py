@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 
+def headline(detail: str | None) -> str:
+    """The line of a traceback that says what happened; of anything else, its first line."""
+    lines = [line for line in (detail or "").splitlines() if line.strip()]
+    places = [index for index, line in enumerate(lines) if line.startswith('  File "')]
+    told = [line for line in lines[places[-1] :] if line[0] != " "] if places else lines
+    return told[0][:300] if told else "no message"
+
+
 class StudyhallError(Exception):
     """Something went wrong."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Engine
@@ -35,14 +36,23 @@ class LeaseKeeper(threading.Thread):
         worker: Name of the worker, whose ``seen_at`` is kept fresh too.
         seconds: Length of a lease.
         storage: The worker's storage, whose waiting parameters are written.
+        when_late: Called once for a trial that runs when the study's time is over.
     """
 
-    def __init__(self, engine: Engine, worker: str, seconds: float, storage: StudyStorage) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        worker: str,
+        seconds: float,
+        storage: StudyStorage,
+        when_late: Callable[[], None],
+    ) -> None:
         super().__init__(name="lease-keeper", daemon=True)
         self._engine = engine
         self._worker = worker
         self._seconds = seconds
         self._storage = storage
+        self._when_late = when_late
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self._ended = threading.Event()
@@ -89,10 +99,13 @@ class LeaseKeeper(threading.Thread):
         with self._lock:
             if self._lease is None or self.stale:
                 return
+            known = self.orders.late
             try:
                 self.orders = leases.renew(self._engine, self._lease, self._seconds)
             except StaleLease:
                 self.stale = True
+            if self.orders.late and not known:
+                self._when_late()
 
     def _flush(self) -> None:
         try:

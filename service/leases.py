@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Engine
 
 from service import rows
-from service.errors import StaleLease
+from service.errors import StaleLease, headline
 from service.link import Link
 
 CLAIM = """-- A trial to run, with a lease on it; null where there is nothing to do.
@@ -31,6 +31,14 @@ UPDATE service.leases SET expires_at = '-infinity' WHERE worker = %(worker)s
 RETURNING trial_id"""
 RELEASE = """-- Give the trial back at once: the next worker need not wait for the lease to expire.
 SELECT service.release(%(trial_id)s, %(token)s, %(cause)s, %(detail)s)"""
+OVERDUE = """-- Workers whose trial has had its time, or whose study has, for so long already.
+SELECT json_agg(l.worker)::text
+  FROM service.leases l JOIN service.studies s USING (study_id)
+  JOIN service.attempts a USING (trial_id, attempt)
+ WHERE l.worker = ANY (%(workers)s)
+   AND least(s.deadline, a.started_at + %(limit)s * interval '1 second')
+       < clock_timestamp() - %(patience)s * interval '1 second'"""
+FAIL = "SELECT service.fail_worker(%(worker)s, %(cause)s, %(detail)s)"
 # A bug is not a hyperparameter: so many failures of the code in a row stop the study.
 MAX_FAILURES = 5
 
@@ -125,7 +133,25 @@ def free(engine: Engine, worker: str) -> None:
     Link.of(engine).ask(FREE_WORKER, {"worker": worker})
 
 
+def overdue(engine: Engine, workers: list[str], limit: float | None, patience: float) -> list[str]:
+    """Those of the workers that hold a trial longer than they may.
+
+    Args:
+        engine: The database.
+        workers: Names of workers.
+        limit: Wall-clock of one attempt in seconds, or None.
+        patience: Seconds beyond that, or beyond the study's deadline.
+    """
+    given = {"workers": workers, "limit": limit, "patience": patience}
+    return Link.of(engine).ask_json(OVERDUE, given) or []
+
+
+def fail(engine: Engine, worker: str, cause: str, detail: str) -> None:
+    """Fail whatever a worker holds, on behalf of a worker that can no longer do so."""
+    given = {"worker": worker, "cause": cause, "detail": detail}
+    Link.of(engine).ask(FAIL, given)
+
+
 def failure_reason(detail: str | None) -> str:
     """One line for a study that its objective's own failures have stopped."""
-    last = (detail or "").strip().splitlines()[-1:] or ["no message"]
-    return f"{MAX_FAILURES} trials failed in a row, the last one with {last[0].strip()}"
+    return f"{MAX_FAILURES} trials failed in a row, the last one with {headline(detail)}"

@@ -29,7 +29,7 @@ from service.devices import Device
 from service.limits import NO_LIMITS, Limits
 from service.progress import Progress
 from service.study import Hall, Study
-from service.worker import RECYCLE, Assignment
+from service.worker import PATIENCE_SECONDS, RECYCLE, Assignment
 
 # Docker sends SIGKILL ten seconds after SIGTERM.
 GRACE_SECONDS = 9.0
@@ -91,6 +91,7 @@ class Pool:
         self._path = path
         self._limits = limits
         self._away_since: float | None = None
+        self._look_again = 0.0
         self._signal: int | None = None
         self._code = 0
 
@@ -115,6 +116,7 @@ class Pool:
         if progress is None:
             return self._signal is None
         self._show(progress)
+        self._end_overdue()
         for slot in self._slots:
             self._bury(slot, progress)
         if self._signal is not None or self._code:
@@ -142,6 +144,21 @@ class Pool:
             return None
         self._away_since = None
         return progress
+
+    def _end_overdue(self) -> None:
+        """Kill workers that cannot be reached by a signal although their trial's time is over."""
+        now = time.monotonic()
+        if now < self._look_again:
+            return
+        self._look_again = now + 5.0
+        names = [slot.name for slot in self._slots if slot.alive]
+        limit = self._study.spec.trial_timeout
+        patience = 2 * PATIENCE_SECONDS + self._hall.settings.lease_seconds / 3
+        for name in leases.overdue(self._hall.engine, names, limit, patience):
+            slot = next(slot for slot in self._slots if slot.name == name)
+            self._say(f"{name} does not listen although its trial's time is over; killing it")
+            leases.fail(self._hall.engine, name, "timeout", "it did not end in its time")
+            self._kill(slot, signal.SIGKILL)
 
     def _bury(self, slot: Slot, progress: Progress) -> None:
         """Take note of a worker that has ended; replace it if it died."""
@@ -187,6 +204,7 @@ class Pool:
             # Ctrl-C reaches the pool alone, which then tells each worker once.
             start_new_session=True,
         )
+        slot.device.bind(slot.process.pid)
         assert slot.process.stdin is not None and slot.process.stdout is not None
         slot.process.stdin.write(self._assignment(slot).to_line())
         slot.process.stdin.flush()
@@ -216,10 +234,9 @@ class Pool:
 
     def _end_all(self) -> None:
         """Ask every worker to leave; after the grace period, make it."""
-        kind = self._signal or signal.SIGTERM
         living = [slot for slot in self._slots if slot.alive]
         for slot in living:
-            self._kill(slot, kind)
+            self._kill(slot, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         while any(slot.alive for slot in living) and time.monotonic() < deadline:
             time.sleep(0.05)

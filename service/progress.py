@@ -51,6 +51,7 @@ class Progress:
         eta_seconds: Expected time to the end at the present pace, or None.
         remaining: Trials of the budget that nobody has begun; None without such a budget.
         stop_reason: Why the study was stopped, where it was.
+        late: Whether the study's wall-clock is spent.
     """
 
     study: str
@@ -69,6 +70,7 @@ class Progress:
     data: dict[str, Any] | None
     remaining: int | None = None
     stop_reason: str | None = None
+    late: bool = False
 
     @property
     def finished(self) -> int:
@@ -145,12 +147,18 @@ def read(
         data=row.data,
         remaining=None if row.n_trials is None else max(0, row.n_trials - row.n_claimed),
         stop_reason=row.stop_reason,
+        late=is_late(row),
     )
+
+
+def is_late(row: Any) -> bool:
+    """Whether the study's wall-clock is spent."""
+    return row.seconds_left is not None and row.seconds_left <= 0
 
 
 def _state(row: Any, running: int, finished: int) -> str:
     spent = row.n_trials is not None and row.n_claimed >= row.n_trials
-    late = row.seconds_left is not None and row.seconds_left <= 0
+    late = is_late(row)
     if running:
         return "running"
     if row.stop_reason is not None:

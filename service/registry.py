@@ -61,7 +61,7 @@ def _unknown(reference: str) -> str:
 def _module(reference: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever a user's module raises while it is imported is a mistake to be told in a line.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UnknownObjective(

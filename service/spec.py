@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -11,6 +11,9 @@ from optuna.samplers import BaseSampler
 
 from service import registry, samplers
 from service.errors import ConfigurationError, SpecMismatch
+
+# What the database's integers hold.
+MOST_TRIALS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Spec:
             raise ConfigurationError(
                 f"the trial timeout must be positive, not {self.trial_timeout} s"
             )
+        if self.seed < 0:
+            raise ConfigurationError(f"the seed must not be negative, as {self.seed} is")
         if self.max_attempts < 1:
             raise ConfigurationError(f"max attempts must be at least 1, not {self.max_attempts}")
 
@@ -112,8 +117,19 @@ class Budget:
     def __post_init__(self) -> None:
         if self.n_trials is not None and self.n_trials < 1:
             raise ConfigurationError(f"a study needs at least one trial, not {self.n_trials}")
+        if self.n_trials is not None and self.n_trials > MOST_TRIALS:
+            raise ConfigurationError(f"a study has at most {MOST_TRIALS} trials")
         if self.timeout is not None and self.timeout <= 0:
             raise ConfigurationError(f"the timeout must be positive, not {self.timeout} s")
+
+
+def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in sorted(asked.items()):
+        found = stored.get(key)
+        if isinstance(value, Mapping) and isinstance(found, Mapping):
+            yield from _differences(found, value)
+        elif found != value:
+            yield f"{key} is {found!r}, not {value!r}"
 
 
 def refuse_contradictions(name: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -124,11 +140,7 @@ def refuse_contradictions(name: str, stored: Mapping[str, Any], asked: Mapping[s
         stored: Its spec and budget.
         asked: What was given explicitly this time.
     """
-    differing = [
-        f"{key} is {stored.get(key)!r}, not {value!r}"
-        for key, value in sorted(asked.items())
-        if stored.get(key) != value
-    ]
+    differing = list(_differences(stored, asked))
     if differing:
         raise SpecMismatch(
             f"study {name!r} was made otherwise: {'; '.join(differing)}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, insert, text
 
 from service import database, progress, registry, samplers, schema
-from service.errors import DataMismatch, UnknownStudy
+from service.errors import ConfigurationError, DataMismatch, UnknownStudy
 from service.models import StudyRow
 from service.progress import Best, Progress
 from service.settings import Settings
@@ -35,6 +35,15 @@ NAMES = text(
     SELECT study_name FROM public.studies JOIN service.studies USING (study_id)
      ORDER BY study_id"""
 )
+FOREIGN = text(
+    """-- A study of that name that is not ours, with the number of its trials.
+    SELECT o.study_id, count(t.trial_id) AS trials
+      FROM public.studies o LEFT JOIN public.trials t USING (study_id)
+     WHERE o.study_name = :name
+       AND NOT EXISTS (SELECT FROM service.studies s WHERE s.study_id = o.study_id)
+     GROUP BY o.study_id"""
+)
+CREATING = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 7))")
 STOP = text(
     """-- All workers finish their epoch, save and leave.
     UPDATE service.studies SET stop_reason = coalesce(stop_reason, :reason)
@@ -158,9 +167,23 @@ class Hall:
         with self.engine.connect() as connection:
             row = connection.execute(FIND, {"name": name}).one_or_none()
         if row is None:
-            known = ", ".join(self.names()) or "none yet"
-            raise UnknownStudy(f"there is no study {name!r}; studies here: {known}")
+            raise UnknownStudy(self._unknown(name))
         return Study(self, row.study_id, name, row.uid, Spec.from_json(row.spec))
+
+    def _unknown(self, name: str) -> str:
+        with self.engine.connect() as connection:
+            foreign = connection.execute(FOREIGN, {"name": name}).one_or_none()
+        if foreign is not None:
+            return (
+                f"the study {name!r} was made by plain Optuna: look at it with Optuna's tools, "
+                "or with optuna.load_study(study_name=..., storage=service.storage())"
+            )
+        known = self.names()
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+        listed = ", ".join(known[-10:]) or "none yet"
+        return f"there is no study {name!r}; {hint}studies here: {listed}{more}"
 
     def create(self, name: str, spec: Spec, budget: Budget) -> Study:
         """Create a study, or find the one that another process created just now.
@@ -171,9 +194,25 @@ class Hall:
             budget: How many trials, or how long.
 
         Raises:
-            ConfigurationError: Sampler, pruner or objective cannot be made from the spec.
+            ConfigurationError: Sampler, pruner or objective cannot be made from the spec; the
+                name cannot be one, or is that of a study with trials of plain Optuna's.
         """
+        check_name(name)
         spec.check()
+        with self.engine.begin() as guard:
+            # Of several that create it at once, one does, and the others find it.
+            guard.execute(CREATING, {"name": name})
+            if guard.execute(FIND, {"name": name}).one_or_none() is None:
+                self._create(guard, name, spec, budget)
+        return self.study(name)
+
+    def _create(self, guard: Connection, name: str, spec: Spec, budget: Budget) -> None:
+        foreign = guard.execute(FOREIGN, {"name": name}).one_or_none()
+        if foreign is not None and foreign.trials:
+            raise ConfigurationError(
+                f"the study {name!r} was made by plain Optuna and has trials, which would be "
+                f"mixed with ours: give another --study"
+            )
         study = optuna.create_study(
             storage=StudyStorage(self.engine),
             study_name=name,
@@ -186,9 +225,7 @@ class Hall:
             n_trials=budget.n_trials,
             timeout_seconds=budget.timeout,
         )
-        with self.engine.begin() as connection:
-            connection.execute(row.on_conflict_do_nothing())
-        return self.study(name)
+        guard.execute(row)
 
 
 class Study:
@@ -296,9 +333,20 @@ class Study:
             timeout: A new wall-clock limit in seconds from now on.
 
         Raises:
-            ConfigurationError: The new budget is not one.
+            ConfigurationError: The new budget is not one, or leaves nothing to go on with.
         """
         Budget(n_trials, timeout)
+        progress = self.progress()
+        begun = progress.finished + progress.running + progress.interrupted
+        if n_trials is not None and n_trials < begun:
+            raise ConfigurationError(
+                f"study {self.name!r} has begun {begun} trials already; its new total cannot be "
+                f"{n_trials}"
+            )
+        if timeout is None and progress.late:
+            raise ConfigurationError(
+                f"the time of study {self.name!r} is over; give it more with --timeout 1h"
+            )
         self._execute(REOPEN, n_trials=n_trials, timeout=timeout)
 
     def refuse_contradictions(self, asked: dict[str, Any]) -> None:
@@ -340,6 +388,19 @@ class Study:
             connection.execute(statement, {"study_id": self.study_id, **parameters})
 
 
+def check_name(name: str) -> None:
+    """Refuse names that commands and tables could not show or take.
+
+    Raises:
+        ConfigurationError: It is empty, too long, begins with a dash or has control characters.
+    """
+    if not name.strip() or len(name) > 200 or name.startswith("-") or not name.isprintable():
+        raise ConfigurationError(
+            f"a study cannot be called {name[:60]!r}: a name has 1 to 200 printable characters "
+            f"and does not begin with a dash"
+        )
+
+
 def best_epoch(trial: FrozenTrial, spec: Spec) -> int | None:
     """The epoch that the objective named, else the step of its best reported value."""
     if "epoch" in trial.user_attrs:
@@ -347,16 +408,19 @@ def best_epoch(trial: FrozenTrial, spec: Spec) -> int | None:
     if not trial.intermediate_values:
         return None
     pick = max if spec.direction == "maximize" else min
-    return pick(trial.intermediate_values, key=lambda step: trial.intermediate_values[step])
+    best = pick(trial.intermediate_values, key=lambda step: trial.intermediate_values[step])
+    # A plain objective's value need not be one that it reported.
+    return best if trial.values == [trial.intermediate_values[best]] else None
 
 
 def record(trial: FrozenTrial, attempts: list[Attempt]) -> dict[str, Any]:
     """One trial as a dict of JSON values."""
     last = attempts[-1] if attempts else None
+    interrupted = trial.state == TrialState.RUNNING and last is not None and last.ended_at
     duration = trial.duration
     return {
         "number": trial.number,
-        "state": trial.state.name.lower(),
+        "state": "interrupted" if interrupted else trial.state.name.lower(),
         "value": trial.values[0] if trial.values else None,
         "epoch": trial.user_attrs.get("epoch"),
         "params": trial.params,

@@ -30,6 +30,10 @@ class TrialTimeout(BaseException):
     """
 
 
+class StudyOver(BaseException):
+    """The study's time is over, and the trial has not asked for a while."""
+
+
 class Orders(Protocol):
     """What a trial asks its worker."""
 

@@ -32,7 +32,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from service import database, devices, leases, workers
 from service.checkpoints import Store, TrialCheckpoints
-from service.errors import ConfigurationError, DatabaseError, StaleLease, StudyhallError
+from service.errors import (
+    ConfigurationError,
+    DatabaseError,
+    StaleLease,
+    StudyhallError,
+    headline,
+)
 from service.keeper import LeaseKeeper
 from service.leases import Lease
 from service.limits import NO_LIMITS, Limits
@@ -41,7 +47,14 @@ from service.registry import Objective
 from service.settings import Settings
 from service.storage import StudyStorage
 from service.study import Hall, Study
-from service.trial import Checkpoint, Overtime, Trial, TrialInterrupted, TrialTimeout
+from service.trial import (
+    Checkpoint,
+    Overtime,
+    StudyOver,
+    Trial,
+    TrialInterrupted,
+    TrialTimeout,
+)
 
 log = logging.getLogger("studyhall")
 
@@ -129,7 +142,9 @@ class Worker:
         self._engine = hall.engine
         self._seconds = hall.settings.lease_seconds
         self._storage = StudyStorage(hall.engine)
-        self._keeper = LeaseKeeper(hall.engine, name, self._seconds, self._storage)
+        self._keeper = LeaseKeeper(
+            hall.engine, name, self._seconds, self._storage, self._wind_alarm
+        )
         self._me = workers.Worker(name, socket.gethostname(), os.getpid(), device)
         self._settings = hall.settings
         Link.of(hall.engine).patience = hall.settings.database_patience
@@ -292,23 +307,29 @@ class Worker:
                 value = self._objective(trial)
         except (StaleLease, TrialInterrupted, DatabaseError):
             raise
-        except KeyboardInterrupt:
-            raise TrialInterrupted from None
         except TrialTimeout as error:
             outcome = Outcome(TrialState.FAIL, cause="timeout", detail=str(error))
-        except Overtime as error:
-            outcome = Outcome(TrialState.PRUNED, cause="timeout", detail=str(error))
+        except (Overtime, StudyOver) as error:
+            reported = trial.study._storage.get_trial(trial._trial_id).intermediate_values
+            state = TrialState.PRUNED if reported else TrialState.FAIL
+            outcome = Outcome(state, cause="timeout", detail=str(error))
         except optuna.TrialPruned:
             outcome = Outcome(TrialState.PRUNED)
         except (SQLAlchemyError, StorageInternalError) as error:
             raise database.failure(self._engine.url, error) from error
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             outcome = failure(error)
         else:
             outcome = judged(value)
+        if os.getpid() != self._me.pid:
+            os._exit(1)  # the objective forked, and its child came back as if it were us
         if trial.left:
             raise TrialInterrupted
         return outcome
+
+    def _wind_alarm(self) -> None:
+        """The study's time is over: a trial that does not report soon is ended where it stands."""
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
 
     @contextlib.contextmanager
     def _objective_running(self) -> Iterator[None]:
@@ -333,7 +354,7 @@ class Worker:
         if study._stop_flag:
             self._study.finish()
         if outcome.cause == "configuration":
-            message = last_line(outcome.detail)
+            message = headline(outcome.detail)
             self._study.stop(message)
             raise ConfigurationError(message)
 
@@ -346,7 +367,7 @@ class Worker:
             )
         if outcome.state == TrialState.PRUNED:
             return "pruned" if outcome.cause is None else f"pruned ({outcome.cause})"
-        return f"failed ({outcome.cause}): {last_line(outcome.detail)}"
+        return f"failed ({outcome.cause}): {headline(outcome.detail)}"
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -359,10 +380,18 @@ class Worker:
             for kind, handler in zip(kinds, before, strict=True):
                 signal.signal(kind, handler)
 
+    def _alarm(self) -> BaseException:
+        """What ends a trial that has not looked at anything for too long."""
+        if self._signal is not None:
+            return TrialInterrupted()
+        if self.is_late:
+            return StudyOver("the study's time was over")
+        return TrialTimeout("it took longer than --trial-timeout")
+
     def _hear(self, number: int, _frame: Any) -> None:
         if number == signal.SIGALRM:
             if self._in_objective:
-                raise TrialInterrupted if self._signal else TrialTimeout("it took too long")
+                raise self._alarm()
             return
         if self._signal is not None:
             os._exit(128 + number)
@@ -375,8 +404,10 @@ class Worker:
 def judged(value: Any) -> Outcome:
     """COMPLETE for a finite number; NaN, infinity and what is no number are failures."""
     try:
-        number = float(value)
+        number = float(value) if not isinstance(value, str) else None
     except (TypeError, ValueError):
+        number = None
+    if number is None:
         detail = f"the objective returned {value!r}, which is not a number"
         return Outcome(TrialState.FAIL, cause="error", detail=detail)
     if not math.isfinite(number):
@@ -394,12 +425,6 @@ def failure(error: BaseException) -> Outcome:
         cause = "error"
     detail = "".join(traceback.format_exception(error))
     return Outcome(TrialState.FAIL, cause=cause, detail=detail)
-
-
-def last_line(detail: str | None) -> str:
-    """The line of a traceback that says what happened."""
-    lines = [line for line in (detail or "").splitlines() if line and not line[0].isspace()]
-    return lines[-1] if lines else "no message"
 
 
 def serve(assignment: Assignment) -> int:

@@ -69,8 +69,11 @@ def bare_home() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The developer's own STUDYHALL_ variables must not steer the tests."""
+def no_settings_from_outside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The developer's own STUDYHALL_ variables and caches must not steer the tests."""
     for name in os.environ:
         if name.startswith("STUDYHALL_") and name != "STUDYHALL_TEST_DATABASE_URL":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("STUDYHALL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -171,3 +171,17 @@ def hungry(trial: optuna.Trial) -> float:
             marker.write_text("once")
         raise MemoryError("no more")
     return x
+
+
+def interrupting(trial: optuna.Trial) -> float:
+    trial.suggest_float("x", 0, 1)
+    raise KeyboardInterrupt
+
+
+def unreachable(trial: optuna.Trial) -> float:
+    """Trial 0 can be reached by no signal but SIGKILL."""
+    x = trial.suggest_float("x", 0, 1)
+    if trial.number == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM, signal.SIGINT})
+        time.sleep(120)
+    return x

@@ -504,6 +504,25 @@ BEGIN
 END $$
 """
 
+FAIL_WORKER = """
+CREATE FUNCTION service.fail_worker(p_worker text, p_cause text, p_detail text) RETURNS int
+LANGUAGE plpgsql AS $$
+-- Fail what a worker holds, for it; the trial's number, or null where it held nothing.
+DECLARE
+  lease service.leases;
+  failed int;
+BEGIN
+  DELETE FROM service.leases WHERE worker = p_worker RETURNING * INTO lease;
+  IF lease.trial_id IS NULL THEN
+    RETURN NULL;
+  END IF;
+  PERFORM service.close_attempt(lease.trial_id, lease.attempt, p_cause, p_detail);
+  PERFORM service.settle(lease.trial_id, 'FAIL', NULL, NULL);
+  SELECT number INTO failed FROM trials WHERE trial_id = lease.trial_id;
+  RETURN failed;
+END $$
+"""
+
 DELETE_STUDY = """
 CREATE FUNCTION service.delete_study(p_study int) RETURNS boolean LANGUAGE plpgsql AS $$
 -- A study with everything of it, ours and Optuna's, in as many statements as there are tables.
@@ -549,6 +568,7 @@ FUNCTIONS = (
     FINISH,
     END_LEASE,
     CLAIM,
+    FAIL_WORKER,
     DELETE_STUDY,
 )
 DROPPED = (
@@ -566,6 +586,7 @@ DROPPED = (
     "finish",
     "finish_leased",
     "claim",
+    "fail_worker",
     "delete_study",
 )
 

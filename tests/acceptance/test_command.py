@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+import optuna
 import pytest
 from conftest import Shell
 
@@ -111,6 +112,14 @@ def test_database_commands(shell: Shell) -> None:
         ("run stubs:quick --pruner medium", 2, "known: median, hyperband"),
         ("run stubs:quick --pruner median --pruner-arg n_startup_trials=-1", 2, "refuses"),
         ("run stubs:quick --trials 0", 2, "at least one trial"),
+        ("run stubs:quick --trials 3000000000", 2, "at most"),
+        ("run stubs:quick --seed -1", 2, "must not be negative"),
+        ("run stubs:quick --max-rss 0", 2, "must be positive"),
+        ("run stubs:quick --path /nowhere", 2, "does not exist"),
+        ("run stubs:quick --study -dash", 2, "does not begin with a dash"),
+        ("run stubs:quick --study=", 2, "a study cannot be called ''"),
+        ("run leaving:objective", 2, "cannot be imported: SystemExit: 5"),
+        ("run mnist-mlp --sampler tpee", 2, "known: tpe"),
         ("run stubs:quick --timeout soon", 2, "not a duration"),
         ("run stubs:quick --workers 0", 2, "--workers must be at least 1"),
         ("run stubs:quick --devices tpu", 2, "--devices takes auto, cpu or gpu"),
@@ -146,7 +155,7 @@ def test_options_that_contradict_the_stored_spec_are_refused(shell: Shell) -> No
         (["--trials", "4"], "trials is 3, not 4"),
         (["--seed", "8"], "seed is 7, not 8"),
         (["--pruner", "none"], "pruner is 'median', not 'none'"),
-        (["--set", "bound=2"], "'bound': 1.0}, not {'bound': 2.0}"),
+        (["--set", "bound=2"], "bound is 1.0, not 2.0"),
     ):
         done = shell("run", "stubs:with_data", "--study", "c", *words, check=False)
         assert done.returncode == 2
@@ -158,6 +167,32 @@ def test_other_data_are_refused_with_both_sources(shell: Shell) -> None:
     done = shell("worker", "d", "--data-dir", "bananas", check=False)
     assert done.returncode == 2
     assert "folder b" in done.stdout and "folder a" in done.stdout
+
+
+def test_a_study_of_plain_optunas_is_left_alone(shell: Shell) -> None:
+    url = shell("db", "url").stdout.strip()
+    optuna.create_study(study_name="theirs", storage=url).optimize(lambda _: 1.0, n_trials=2)
+    for words in (["status", "theirs"], ["run", "stubs:quick", "--study", "theirs"]):
+        done = shell(*words, check=False)
+        assert done.returncode == 2
+        assert "made by plain Optuna" in done.stderr
+    assert len(optuna.load_study(study_name="theirs", storage=url).trials) == 2
+
+
+def test_resume_cannot_take_back_what_was_begun(shell: Shell) -> None:
+    shell("run", "stubs:quick", "--study", "r", "--trials", "4")
+    done = shell("resume", "r", "--trials", "3", check=False)
+    assert (done.returncode, "begun 4 trials already" in done.stderr) == (2, True)
+    assert shell.json("status", "r", "--json")["n_trials"] == 4
+    assert "is finished; there is nothing to stop" in shell("stop", "r").stdout
+
+
+def test_a_study_whose_time_is_over_says_so(shell: Shell) -> None:
+    words = ["--study", "l", "--timeout", "1s", "--trials", "9", "--workers", "1"]
+    done = shell("run", "stubs:slow", *words, check=False)
+    assert (done.returncode, "the time of study 'l' is spent" in done.stderr) == (1, True)
+    done = shell("resume", "l", "--trials", "12", check=False)
+    assert (done.returncode, "--timeout 1h" in done.stderr) == (2, True)
 
 
 def test_a_study_whose_trials_all_fail_ends_with_one(shell: Shell) -> None:

@@ -107,6 +107,20 @@ def test_sigterm_ends_a_pool_with_zero_and_its_trials_are_interrupted(shell: She
     assert shell.progress("t").interrupted == 2
 
 
+def test_a_worker_that_no_signal_reaches_is_killed_when_its_trial_is_overdue(
+    shell: Shell,
+) -> None:
+    words = ["--study", "u", "--trials", "3", "--trial-timeout", "1s", "--workers", "1"]
+    said = shell("run", "stubs:unreachable", *words).stdout
+    assert "does not listen although its trial's time is over" in said
+    finished = rows(shell, "u")
+    assert [(row["state"], row["cause"]) for row in finished] == [
+        ("fail", "timeout"),
+        ("complete", None),
+        ("complete", None),
+    ]
+
+
 def test_a_waiting_worker_goes_on_when_the_study_does(shell: Shell) -> None:
     shell("create", "stubs:quick", "--study", "v", "--trials", "2")
     pool = shell.start("worker", "v", "--wait")

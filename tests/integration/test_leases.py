@@ -202,7 +202,7 @@ def test_five_failures_in_a_row_stop_the_study(
         if good and index == 3:
             storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [1.0])
             continue
-        storage.outcome("error", "Traceback\nValueError: no such layer")
+        storage.outcome("error", "ValueError: no such layer")
         storage.set_trial_state_values(lease.trial_id, TrialState.FAIL)
     progress = study.progress()
     assert (progress.state == "stopped") is stops

@@ -101,6 +101,24 @@ def test_what_is_no_number_is_a_failure_that_says_so(hall: Hall) -> None:
     assert "'high', which is not a number" in study.records()[0]["detail"]
 
 
+def test_an_objective_that_interrupts_itself_fails(hall: Hall) -> None:
+    study = new(hall, "interrupting", 2)
+    assert work(hall, study) == 0
+    assert [(row["state"], row["cause"]) for row in study.records()] == [("fail", "error")] * 2
+
+
+def test_the_wall_clock_ends_an_objective_that_never_asks(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.PATIENCE_SECONDS", 0.2)
+    study = hall.create("deaf", Spec("stubs:deaf"), Budget(None, timeout=1.0))
+    began = time.monotonic()
+    assert work(hall, study) == 0
+    assert time.monotonic() - began < 10
+    (row,) = study.records()
+    assert (row["state"], row["cause"]) == ("fail", "timeout")
+
+
 def test_a_configuration_mistake_stops_the_study_at_once(hall: Hall) -> None:
     study = new(hall, "misconfigured")
     with pytest.raises(ConfigurationError, match="val_f1"):

@@ -1,0 +1,36 @@
+"""The line that says what happened is found in any traceback."""
+
+from __future__ import annotations
+
+import traceback
+
+import pytest
+
+from service.errors import headline
+
+
+def told(message: str) -> str:
+    try:
+        raise ValueError(message)
+    except ValueError as error:
+        return "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize(
+    ("detail", "line"),
+    [
+        (told("boom"), "ValueError: boom"),
+        (told("boom\nsecond line\n  third"), "ValueError: boom"),
+        (told(""), "ValueError"),
+        ("not a traceback", "not a traceback"),
+        ("two\nlines", "two"),
+        ("", "no message"),
+        (None, "no message"),
+    ],
+)
+def test_headline(detail: str | None, line: str) -> None:
+    assert headline(detail) == line
+
+
+def test_a_headline_is_bounded() -> None:
+    assert len(headline(told("x" * 10_000))) == 300
