@@ -27,6 +27,8 @@ from scipy import special
 
 Floats = NDArray[np.float64]
 ROOT = 2**0.5
+BLOCK = 1024
+"""Kernels that are weighed at a time: they and their candidates stay in a core's cache."""
 
 
 def rebound(module: ModuleType, **exchanged: Any) -> SimpleNamespace:
@@ -91,20 +93,16 @@ class Mixture(_MixtureOfProductDistribution):
         if not all(_inside(d, x[:, i]) for i, d in enumerate(self.distributions)):
             optunas: Floats = OPTUNAS(self, x)
             return optunas
-        weighted = np.zeros((len(x), len(self.weights)))
         constant = np.log(self.weights)
-        discrete = []
-        for i, d in enumerate(self.distributions):
-            if isinstance(d, _BatchedCategoricalDistributions):
-                weighted += np.log(np.ascontiguousarray(d.weights.T))[x[:, i].astype(np.int64)]
-            elif d.step != 0.0:
-                discrete.append(i)
-            else:
-                constant -= _add_continuous(weighted, d, x[:, i])
-        weighted += constant
-        if discrete:
-            weighted += _discrete(self.distributions, discrete, x)
-        return _log_sum_exp(weighted)
+        parts = [_part(d, x[:, i], constant) for i, d in enumerate(self.distributions)]
+        blocks = []
+        for start in range(0, len(constant), BLOCK):
+            kernels = slice(start, start + BLOCK)
+            block = np.tile(constant[kernels], (len(x), 1))
+            for part in parts:
+                part(block, kernels)
+            blocks.append(block)
+        return _log_sum_exp(blocks)
 
 
 def _inside(d: Any, x: Floats) -> bool:
@@ -114,48 +112,82 @@ def _inside(d: Any, x: Floats) -> bool:
     return bool(d.low < x.min() and x.max() < d.high)
 
 
-def _add_continuous(weighted: Floats, d: Any, x: Floats) -> Floats:
-    """Add the exponents of one parameter's normals; what is the same for all candidates."""
-    z = np.subtract.outer(np.log(x) if d.is_log else x, d.mu)
-    z /= d.sigma
-    z *= z
-    z *= 0.5
-    weighted -= z
-    mass = SWIFT._log_gauss_mass(
+def _part(d: Any, x: Floats, constant: Floats) -> Callable[[Floats, slice], None]:
+    """What adds one parameter's densities to a block of kernels.
+
+    Args:
+        d: The parameter's kernels.
+        x: The candidates' values of it.
+        constant: Of each kernel, what is the same for all candidates; altered.
+    """
+    if isinstance(d, _BatchedCategoricalDistributions):
+        return _looked_up(np.log(np.ascontiguousarray(d.weights.T)), x.astype(np.int64))
+    if d.step != 0.0:
+        return _discrete(d, x)
+    return _continuous(d, x, constant)
+
+
+def _looked_up(table: Floats, rows: NDArray[np.int64]) -> Callable[[Floats, slice], None]:
+    def add(block: Floats, kernels: slice) -> None:
+        block += table[rows, kernels]
+
+    return add
+
+
+def _continuous(d: Any, x: Floats, constant: Floats) -> Callable[[Floats, slice], None]:
+    constant -= SWIFT._log_gauss_mass(
         (d.adapted_low - d.mu) / d.sigma, (d.adapted_high - d.mu) / d.sigma
     )
-    constant: Floats = mass + np.log(d.sigma) + _truncnorm._norm_pdf_logC
-    return constant
+    constant -= np.log(d.sigma) + _truncnorm._norm_pdf_logC
+    scale = math.sqrt(0.5) / d.sigma
+    points, centres = np.log(x) if d.is_log else x, d.mu * scale
+
+    def add(block: Floats, kernels: slice) -> None:
+        z = np.multiply.outer(points, scale[kernels])
+        z -= centres[kernels]
+        z *= z
+        block -= z
+
+    return add
 
 
-def _discrete(distributions: list[Any], places: list[int], x: Floats) -> Floats:
-    """Optuna's own sum over the discrete parameters, each kernel weighing the same."""
-    chosen = [distributions[place] for place in places]
-    kernels = len(chosen[0].mu)
-    total = np.zeros((len(x), kernels))
-    for d, values in zip(chosen, x[:, places].T, strict=True):
-        unique, back = np.unique(values, return_inverse=True)
-        left, right = unique - d.step / 2, unique + d.step / 2
-        if d.is_log:
-            left, right = np.log(left), np.log(right)
-        mus, sigmas, inverse = PAIRS._unique_inverse_2d(d.mu, d.sigma)
-        mass = SWIFT._log_gauss_mass(
-            (left[:, None] - mus) / sigmas, (right[:, None] - mus) / sigmas
-        )
-        mass -= SWIFT._log_gauss_mass(
-            (d.adapted_low - mus) / sigmas, (d.adapted_high - mus) / sigmas
-        )
-        total += mass[np.ix_(back, inverse)]
-    return total
+def _discrete(d: Any, x: Floats) -> Callable[[Floats, slice], None]:
+    """Kernels of discrete parameters repeat: each different one is weighed once."""
+    unique, rows = np.unique(x, return_inverse=True)
+    left, right = unique - d.step / 2, unique + d.step / 2
+    if d.is_log:
+        left, right = np.log(left), np.log(right)
+    mus, sigmas, column = _runs(d.mu, d.sigma)
+    mass = SWIFT._log_gauss_mass((left[:, None] - mus) / sigmas, (right[:, None] - mus) / sigmas)
+    mass -= SWIFT._log_gauss_mass((d.adapted_low - mus) / sigmas, (d.adapted_high - mus) / sigmas)
+
+    def add(block: Floats, kernels: slice) -> None:
+        block += mass[np.ix_(rows, column[kernels])]
+
+    return add
 
 
-def _log_sum_exp(weighted: Floats) -> Floats:
-    top = weighted.max(axis=1)
+def _runs(mu: Floats, sigma: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
+    """Kernels without most of their repetitions, and which of them stands for each."""
+    order = np.argsort(mu)
+    mus, sigmas = mu[order], sigma[order]
+    begins = np.ones(len(mu), dtype=bool)
+    begins[1:] = (mus[1:] != mus[:-1]) | (sigmas[1:] != sigmas[:-1])
+    column = np.empty(len(mu), dtype=np.intp)
+    column[order] = np.cumsum(begins) - 1
+    return mus[begins], sigmas[begins], column
+
+
+def _log_sum_exp(blocks: list[Floats]) -> Floats:
+    top = np.max([block.max(axis=1) for block in blocks], axis=0)
     top[np.isneginf(top)] = 0
-    weighted -= top[:, None]
+    total = np.zeros(len(top))
+    for block in blocks:
+        block -= top[:, None]
+        total += np.exp(block, out=block).sum(axis=1)
     with np.errstate(divide="ignore"):  # a density of zero has the logarithm -inf
-        total: Floats = np.log(np.exp(weighted, out=weighted).sum(axis=1)) + top
-    return total
+        logarithm: Floats = np.log(total) + top
+    return logarithm
 
 
 class ParzenEstimator(_ParzenEstimator):

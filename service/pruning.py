@@ -8,6 +8,7 @@ news of a trial that is held comes along with its own report.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import numpy as np
 import optuna
@@ -19,6 +20,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from service.history import History
+from service.observations import Column
 from service.storage import StudyStorage
 
 
@@ -32,7 +34,7 @@ class Steps:
     def __init__(self, history: History) -> None:
         self._history = history
         self._read = 0
-        self._values: dict[int, list[float]] = {}
+        self._values: dict[int, Column] = {}
         self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}
         self.complete = 0
 
@@ -47,22 +49,24 @@ class Steps:
         return found
 
     def _take_in(self) -> None:
-        finished = self._history.finished
+        finished, new = self._history.finished, defaultdict(list)
         for trial in finished[self._read :]:
             if trial.state == TrialState.COMPLETE:
                 self.complete += 1
                 for step, value in trial.intermediate_values.items():
-                    self._values.setdefault(step, []).append(value)
+                    new[step].append(value)
         self._read = len(finished)
+        for step, values in new.items():
+            self._values.setdefault(step, Column()).extend(values)
 
     def percentile(self, step: int, percentile: float, n_min_trials: int) -> float:
         """A percentile of the values at a step; NaN where fewer trials than asked have one."""
-        values = self._values.get(step, ())
+        values = self._values.get(step, Column()).values
         if len(values) < n_min_trials:
             return math.nan
         count, known = self._percentiles.get((step, percentile), (0, math.nan))
         if count != len(values):
-            known = float(np.nanpercentile(np.array(values, dtype=float), percentile))
+            known = float(np.nanpercentile(values, percentile))
             self._percentiles[step, percentile] = (len(values), known)
         return known
 

@@ -44,7 +44,7 @@ ALLOWED = {
     "mixture": "",
     "observations": "history",
     "sampling": "mixture observations storage",
-    "pruning": "history storage",
+    "pruning": "history observations storage",
     "checkpoints": "settings",
     "trial": "checkpoints leases samplers",
     "keeper": "leases link storage workers",
