@@ -60,3 +60,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 .PHONY: bench-training
 bench-training: $(INSTALLED) ## plain fit and our trainer, side by side; ARGS="--data-dir DIR"
 	$(BIN)/python benchmarks/training.py $(ARGS)
+
+.PHONY: bench-storage
+bench-storage: $(INSTALLED) ## StudyStorage beside Optuna's RDBStorage; ARGS="--short"
+	$(BIN)/python benchmarks/storage.py $(ARGS)
