@@ -32,18 +32,19 @@ ROOT = Path(__file__).parents[2]
 WORKERS = int(os.environ.get("STUDYHALL_TEST_WORKERS", "6"))
 KILLS = int(os.environ.get("STUDYHALL_TEST_KILLS", "5"))
 WORKER = """
-import sys, time, optuna
+import contextlib, sys, threading, time, optuna
 from service import Hall, Settings, leases, pruning, sampling
 from service.errors import StaleLease
-from service.keeper import LeaseKeeper
 from service.storage import StudyStorage
 from optuna.trial import TrialState
 SECONDS = 3.0
 hall = Hall(Settings(database_url=sys.argv[1]))
 storage = StudyStorage(hall.engine)
 study = optuna.load_study(study_name="killed", storage=storage, pruner=pruning.MedianPruner())
-keeper = LeaseKeeper(hall.engine, sys.argv[2], SECONDS, storage)
-keeper.start()
+def renew(lease, ended):
+    with contextlib.suppress(StaleLease):
+        while not ended.wait(SECONDS / 3):
+            leases.renew(hall.engine, lease, SECONDS)
 def run(lease):
     if lease.taken_over:
         storage.forget(lease)
@@ -59,14 +60,12 @@ def run(lease):
     return study.tell(trial, x)
 while lease := leases.claim(hall.engine, study._study_id, sys.argv[2], SECONDS):
     storage.hold(lease)
-    keeper.hold(lease)
-    try:
+    ended = threading.Event()
+    threading.Thread(target=renew, args=(lease, ended), daemon=True).start()
+    with contextlib.suppress(StaleLease):
         run(lease)
-    except StaleLease:
-        pass
-    finally:
-        keeper.hold(None)
-        storage.drop(lease)
+    ended.set()
+    storage.drop(lease)
 """
 
 
