@@ -437,6 +437,8 @@ def serve(assignment: Assignment) -> int:
     study = hall.study(assignment.study)
     study.spec = replace(study.spec, path=assignment.path or study.spec.path)
     objective = study.spec.load(assignment.data_dir)
+    if warm_up := getattr(objective, "warm_up", None):
+        warm_up()
     study.check_data(objective)
     try:
         name, device, limits = assignment.name, assignment.device, assignment.limits
