@@ -7,7 +7,7 @@ import io
 
 import optuna
 import pytest
-from conftest import Shell
+from shell import Shell
 
 STATUS_KEYS = [
     "study",

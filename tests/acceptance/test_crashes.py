@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import Shell, eventually
+from shell import Shell, eventually
 
 from service import connect
 

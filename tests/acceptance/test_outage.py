@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Shell, eventually
 from databases import temporary_folder
+from shell import Shell, eventually
 
 from service import embedded, schema
 
