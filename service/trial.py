@@ -145,17 +145,14 @@ class Trial(optuna.Trial):
         known.pop(step, None)
         try:
             with self._orders.hurry():
-                self._send()
+                self.settle()
                 super().report(value, step)
         except (OperationalError, InterfaceError) as error:
             self._orders.database_is_away(error)
             self._unsent[int(step)] = known[int(step)] = float(value)
 
     def settle(self) -> None:
-        """Write what the database could not take before; wait for the database if need be."""
-        self._send()
-
-    def _send(self) -> None:
+        """Write what the database could not take before."""
         for step in sorted(self._unsent):
             self.storage.set_trial_intermediate_value(self._trial_id, step, self._unsent[step])
             del self._unsent[step]

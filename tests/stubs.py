@@ -154,14 +154,6 @@ def counted(trial: optuna.Trial) -> float:
     return float(state["values"][-1])
 
 
-def deadly(trial: optuna.Trial) -> float:
-    """Trial 1 kills whoever runs it."""
-    x = trial.suggest_float("x", 0, 1)
-    if trial.number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return x
-
-
 def hungry(trial: optuna.Trial) -> float:
     """Trial 0 never finds enough memory, trial 1 only at its second attempt."""
     x = trial.suggest_float("x", 0, 1)
