@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Container, Iterator
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal, get_args
 
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
@@ -14,6 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 ALL = frozenset(TrialState)
 FINISHED = frozenset(state for state in TrialState if state.is_finished())
+
+Depth = Literal["finished", "params", "all"]
+"""How much of a study's news is wanted: what ended; what runs, as far as its parameters; all."""
+DEPTHS: tuple[Depth, ...] = get_args(Depth)
 
 _number = attrgetter("_number")
 
@@ -29,9 +33,8 @@ class History:
 
     Attributes:
         after: Every trial with an id up to this one has been seen.
-        since: A transaction id; whatever older ones did to rows has been seen.
-        since_children: The same for the rows of running trials.
-        unfinished: Ids of the trials that may still change.
+        since: For each depth, a transaction id: what older ones did has been seen so deep.
+        unfinished: Ids of the trials that may still change, whether they are known or not.
         distributions: Of every parameter, as the first trial seen to have it has it.
         fresh: Whether news has come along with a report and nobody has looked at it yet.
         finished: The finished trials in the order in which they became known; only ever appended.
@@ -43,8 +46,7 @@ class History:
         self.name = name
         self.directions = directions
         self.after = -1
-        self.since = 0
-        self.since_children = 0
+        self.since = dict.fromkeys(DEPTHS, 0)
         self.unfinished: set[int] = set()
         self.distributions: dict[str, BaseDistribution] = {}
         self.fresh = False
@@ -96,9 +98,14 @@ class History:
             return trial.number < self._best.number
         return bool(new > old) == (self.directions[0] == StudyDirection.MAXIMIZE)
 
+    def has_seen(self, depth: Depth, since: int) -> None:
+        """Note a reading so deep: whatever transactions older than ``since`` did is known."""
+        for shallower in DEPTHS[: DEPTHS.index(depth) + 1]:
+            self.since[shallower] = since
+
     def look_again(self) -> None:
         """Doubt what is known of unfinished trials: the next news brings them whole."""
-        self.since = self.since_children = 0
+        self.since = dict.fromkeys(DEPTHS, 0)
 
     @property
     def best(self) -> FrozenTrial | None:
@@ -131,6 +138,6 @@ def _exchange(
     trials[place : place + was] = [new] if will else []
 
 
-def wants_only_finished(states: Container[TrialState] | None) -> bool:
+def only_finished(states: Container[TrialState] | None) -> bool:
     """Whether unfinished trials do not matter to who asks for these states."""
     return states is not None and all(s in FINISHED for s in TrialState if s in states)

@@ -32,6 +32,9 @@ IDLE = 1.0
 REPEAT = ("40001", "40P01")
 """SQLSTATE of transactions that PostgreSQL itself asks to be repeated."""
 
+REPLAN = 16
+"""After so many statements a connection plans anew, then after twice as many, and so on."""
+
 FULL = ("too many clients", "remaining connection slots", "too many connections")
 
 _links: weakref.WeakKeyDictionary[Engine, Link] = weakref.WeakKeyDictionary()
@@ -53,6 +56,7 @@ class Link:
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._used = 0.0
+        self._sent = 0
 
     @classmethod
     def of(cls, engine: Engine) -> Link:
@@ -122,8 +126,9 @@ class Link:
         kept = self._connection
         if kept is None or kept.closed or kept.invalidated:
             self._drop()
-            self._connection = kept = self._connect()
-        elif fresh and self.idle > IDLE:
+            self._connection, self._sent = self._connect(), 0
+            return self._connection
+        if fresh and self.idle > IDLE:
             self._send(kept, "SELECT 1")
         return kept
 
@@ -136,6 +141,10 @@ class Link:
     def _send(
         self, connection: Connection, sql: str, values: Mapping[str, Any] | None = None
     ) -> Any:
+        self._sent += 1
+        if self._sent >= REPLAN and self._sent.bit_count() == 1:
+            # Plans outlive the small tables that they were made for; these grow with each trial.
+            sql = f"DISCARD PLANS;\n{sql}"
         try:
             return connection.exec_driver_sql(sql, dict(values or {})).scalar()
         except DBAPIError as error:

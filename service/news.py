@@ -22,6 +22,11 @@ take-over delete anything of a trial, and both rewrite the trial's own row, whic
 A trial of which anything is new is read again whole. A finished trial cannot change and is read
 once. Children of WAITING trials are not looked at: by Optuna's contract nobody writes them.
 A study that has never been read is read by the same statement, in portions.
+
+Not everybody wants to know everything. A pruner asks for what has ended, and hears of other trials
+only that they exist; a sampler asks for the parameters of those that run, which are written once;
+with a hundred workers, nobody can afford to follow each other's every report. Each depth has a
+horizon of its own, so what a shallow look has passed over, a deeper one still finds.
 """
 
 from __future__ import annotations
@@ -32,18 +37,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from service import rows
-from service.history import History
+from service.history import Depth, History
 from service.link import Link
 
 PORTION = 2000
 """Trials that one statement brings at most, so that a large study passes through in a stream."""
 
 NEWS = """-- What of this study is not known here yet.
-SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_children)s,
+SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_depth)s,
                     %(p_limit)s)::text"""
 
 
-def read(link: Link, study_id: int, history: History, own: Collection[int], whole: bool) -> bool:
+def read(link: Link, study_id: int, history: History, own: Collection[int], depth: Depth) -> bool:
     """Bring a history up to the database's present; False if the study does not exist.
 
     Args:
@@ -51,11 +56,9 @@ def read(link: Link, study_id: int, history: History, own: Collection[int], whol
         study_id: Optuna's id of the study.
         history: What is known of it; altered.
         own: Trials that this process alone writes, and knows without reading.
-        whole: Whether the news of trials that go on running is wanted too.
+        depth: What is wanted.
     """
-    asked = question(study_id, history, own) | {"p_children": whole, "p_limit": PORTION}
-    if whole:
-        asked["p_since"] = history.since_children
+    asked = question(study_id, history, own, depth) | {"p_depth": depth, "p_limit": PORTION}
     answer = link.ask_json(NEWS, asked)
     if answer is None:
         return False
@@ -64,9 +67,7 @@ def read(link: Link, study_id: int, history: History, own: Collection[int], whol
         while take(answer, history, own) == PORTION:
             asked |= {"p_after": history.after, "p_known": "{}"}
             answer = link.ask_json(NEWS, asked)
-    history.since = since
-    if whole:
-        history.since_children = since
+    history.has_seen(depth, since)
     return True
 
 
@@ -83,22 +84,25 @@ def _collector_at_rest(large: bool) -> Iterator[None]:
             gc.enable()
 
 
-def question(study_id: int, history: History, own: Collection[int]) -> dict[str, Any]:
-    """The arguments of a statement that asks for the news of finished trials."""
+def question(
+    study_id: int, history: History, own: Collection[int], depth: Depth = "finished"
+) -> dict[str, Any]:
+    """The arguments of a statement that asks for news."""
     known = ",".join(str(trial_id) for trial_id in history.unfinished if trial_id not in own)
     return {
         "p_study": study_id,
         "p_after": history.after,
         "p_known": f"{{{known}}}",
-        "p_since": history.since,
+        "p_since": history.since[depth],
     }
 
 
 def take(answer: Any, history: History, own: Collection[int]) -> int:
     """Put the trials of an answer into the history; returns how many of them are new."""
-    _, created, documents = answer
+    _, created, after, unfinished, documents = answer
+    history.after = max(history.after, after or -1)
+    history.unfinished.update(unfinished or ())
     for trial in rows.documents(documents):
-        history.after = max(history.after, trial._trial_id)
         if trial._trial_id not in own:
             history.put(trial)
     return int(created)

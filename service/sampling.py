@@ -71,7 +71,8 @@ class TPESampler(optuna.samplers.TPESampler):
         storage, filtered = study._storage, type(study)._get_trials is not Study._get_trials
         if not isinstance(storage, StudyStorage) or filtered or len(study.directions) > 1:
             return None
-        history = storage.history(study._study_id) if fresh else storage.known(study._study_id)
+        study_id = study._study_id
+        history = storage.history(study_id, "params") if fresh else storage.known(study_id)
         seen = Observations.of(history)
         return None if seen.constrained else seen
 

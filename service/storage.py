@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 from service import database, news, rows
 from service.errors import StaleLease
 from service.held import Held
-from service.history import History, wants_only_finished
+from service.history import Depth, History, only_finished
 from service.leases import Lease, Orders
 from service.link import Link
 from service.shelf import Shelf, no_study
@@ -99,28 +99,28 @@ class StudyStorage(Shelf):
                 self._histories[study_id] = history
             return history
 
-    def history(self, study_id: int, whole: bool = True) -> History:
+    def history(self, study_id: int, depth: Depth = "all") -> History:
         """What is known of a study, brought up to the present; to be read, not altered.
 
         Args:
             study_id: Optuna's id of the study.
-            whole: Whether the news of trials that go on running is wanted too.
+            depth: How much of the news is wanted; nothing less is known afterwards.
 
         Raises:
             KeyError: There is no such study.
         """
         with self._lock:
             history = self._history(study_id)
-            if not news.read(self._link, study_id, history, self._held, whole):
+            if not news.read(self._link, study_id, history, self._held, depth):
                 self._histories.pop(study_id, None)
                 raise no_study(study_id)
             return history
 
     def known(self, study_id: int) -> History:
-        """What is known of a study without asking anew; to be read, not altered."""
+        """What is known as deep as parameters without asking anew; to be read, not altered."""
         with self._lock:
             history = self._history(study_id)
-            return history if history.since else self.history(study_id)
+            return history if history.since["params"] else self.history(study_id, "params")
 
     # Trials that are held
 
@@ -230,7 +230,8 @@ class StudyStorage(Shelf):
             self._keep(held)
             if told:
                 news.take(told, history, self._held)
-                history.since, history.fresh = told[0], True
+                history.has_seen("finished", told[0])
+                history.fresh = True
 
     def _keep(self, held: Held) -> None:
         with self._lock:
@@ -402,7 +403,7 @@ class StudyStorage(Shelf):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         with self._lock:
-            history = self.history(study_id, whole=not wants_only_finished(states))
+            history = self.history(study_id, "finished" if only_finished(states) else "all")
             trials = history.trials(states)
         return copy.deepcopy(trials) if deepcopy else trials
 
@@ -411,11 +412,12 @@ class StudyStorage(Shelf):
     ) -> int:
         states = (state,) if isinstance(state, TrialState) else state
         with self._lock:
-            return len(self.history(study_id, whole=False).trials(states))
+            depth: Depth = "finished" if only_finished(states) else "params"
+            return len(self.history(study_id, depth).trials(states))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         with self._lock:
-            history = self.history(study_id, whole=False)
+            history = self.history(study_id, "finished")
         if len(history.directions) > 1:
             raise RuntimeError("a study of several objectives has no single best trial")
         if history.best is None:
@@ -440,7 +442,7 @@ class StudyStorage(Shelf):
             if history.fresh:
                 history.fresh = False
                 return history
-            return self.history(study_id, whole=False)
+            return self.history(study_id, "finished")
 
 
 def no_trial(trial_id: int) -> KeyError:

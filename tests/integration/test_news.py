@@ -19,6 +19,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
 from service import Hall, Study, database, leases, news
+from service.history import Depth
+from service.link import REPLAN
 from service.storage import StudyStorage
 
 UNIT = FloatDistribution(0, 1)
@@ -176,12 +178,53 @@ def test_standing_trials_are_not_read_again(
     assert len(history) == 400
 
 
-def news_of(reader: StudyStorage, study_id: int) -> list[list[Any]]:
+def test_what_a_shallow_look_passes_over_a_deeper_one_finds(
+    writer: StudyStorage, reader: StudyStorage, study_id: int
+) -> None:
+    first, second = writer.create_new_trial(study_id), writer.create_new_trial(study_id)
+    assert len(reader.history(study_id, "finished")) == 0
+    writer.set_trial_param(first, "x", 0.5, UNIT)
+    writer.set_trial_intermediate_value(first, 0, 1.0)
+    writer.set_trial_state_values(second, TrialState.COMPLETE, [1.0])
+    assert [t._trial_id for t in reader.history(study_id, "finished")] == [second]
+    assert [t.params for t in reader.history(study_id, "params")] == [{"x": 0.5}, {}]
+    writer.set_trial_intermediate_value(first, 1, 2.0)
+    assert news_of(reader, study_id, "params") == []
+    assert seen(reader, study_id)[0].intermediate_values == {0: 1.0, 1: 2.0}
+
+
+def test_a_connection_plans_anew_as_the_tables_grow(
+    writer: StudyStorage, reader: StudyStorage, study_id: int, engine: Engine
+) -> None:
+    """It plans for an empty study first; yet later looks touch no more rows than they bring."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
+    writer.create_new_trial(study_id)
+    seen(reader, study_id)
+    new = 20
+    for _ in range(4 * REPLAN):
+        writer.add_trials(study_id, [create_trial(value=1.0)] * new)
+        before = values_touched(reader)
+        seen(reader, study_id)
+        touched = values_touched(reader) - before
+    assert new <= touched <= 2 * new
+
+
+def values_touched(storage: StudyStorage) -> int:
+    """How many index entries of trial_values this storage's connection has read so far."""
+    storage._link.ask("SELECT pg_stat_force_next_flush()")
+    return int(
+        storage._link.ask(
+            "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'trial_values'"
+        )
+    )
+
+
+def news_of(reader: StudyStorage, study_id: int, depth: Depth = "all") -> list[list[Any]]:
     """The documents that the next look would bring, without looking."""
     history = reader._histories[study_id]
-    asked = news.question(study_id, history, ()) | {"p_children": True, "p_limit": 2000}
-    asked["p_since"] = history.since_children
-    documents = reader._link.ask_json(news.NEWS, asked)[2]
+    asked = news.question(study_id, history, (), depth) | {"p_depth": depth, "p_limit": 2000}
+    documents = reader._link.ask_json(news.NEWS, asked)[-1]
     return [] if documents is None else documents[1]
 
 
