@@ -26,11 +26,11 @@ lint: $(INSTALLED) ## ruff: rules and format
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
-tests: $(INSTALLED) ## pytest, on a PostgreSQL of its own
-	$(BIN)/python -m pytest
+tests: $(INSTALLED) ## pytest, in two processes with a PostgreSQL each
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
-	$(BIN)/python -m pytest tests/chaos -s $(CHAOS)
+	$(BIN)/python -m pytest tests/chaos -s --trials 40 --workers 4 $(CHAOS)
 
 compose-test: $(INSTALLED) ## docker-compose.yml on this machine's Docker engine; slow
 	STUDYHALL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose

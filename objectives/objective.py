@@ -6,7 +6,7 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -151,7 +151,7 @@ class KerasObjective:
 
     def warm_up(self) -> None:
         """Begins to import Keras beside whatever else a process does before its first trial."""
-        threading.Thread(target=importlib.import_module, args=("keras",), name="warm-up").start()
+        threading.Thread(target=_import_keras, name="warm-up").start()
 
     def test_set(self) -> Examples:
         """The sealed test set: for measuring a study's winner once, never for a trial.
@@ -241,6 +241,12 @@ class KerasObjective:
     def _whole_space(self) -> Space:
         batch_sizes = CategoricalDistribution(self.settings.batch_sizes)
         return {**self.space, "batch_size": batch_sizes}
+
+
+def _import_keras() -> None:
+    # A process that is told to end meanwhile cannot import any more; nor does it need to.
+    with suppress(RuntimeError):
+        importlib.import_module("keras")
 
 
 @contextmanager

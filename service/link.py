@@ -37,6 +37,8 @@ REPLAN = 16
 
 FULL = ("too many clients", "remaining connection slots", "too many connections")
 
+# Of its own: a training's first weights come from Python's global generator.
+_jitter = random.Random()
 _links: weakref.WeakKeyDictionary[Engine, Link] = weakref.WeakKeyDictionary()
 
 
@@ -114,7 +116,7 @@ class Link:
                     raise _translated(error) from error
                 if time.monotonic() + delay > began + self._limit(error):
                     raise _translated(error) from error
-            time.sleep(delay * random.uniform(0.5, 1.5))
+            time.sleep(delay * _jitter.uniform(0.5, 1.5))
             delay = min(delay * 2, 2.0)
 
     def _limit(self, error: DBAPIError) -> float:

@@ -71,40 +71,32 @@ BEGIN
 END $$
 """
 
-WRITE = """
-CREATE OR REPLACE FUNCTION service.write(
-  p_trial int, p_token bigint,
-  p_names text[] DEFAULT NULL, p_params float8[] DEFAULT NULL,
-  p_distributions text[] DEFAULT NULL,
-  p_user_keys text[] DEFAULT NULL, p_user_values text[] DEFAULT NULL,
-  p_system_keys text[] DEFAULT NULL, p_system_values text[] DEFAULT NULL,
-  p_steps int[] DEFAULT NULL, p_reported float8[] DEFAULT NULL, p_kinds text[] DEFAULT NULL,
-  p_study int DEFAULT NULL, p_after int DEFAULT NULL, p_known int[] DEFAULT NULL,
-  p_since bigint DEFAULT NULL)
-RETURNS json LANGUAGE plpgsql AS $$
--- Parameters, attributes and reports of one trial; what its study was told meanwhile, if the
--- trial is leased; and the study's finished trials since, if p_study is given.
-DECLARE
-  verdict text := service.guard(p_trial, p_token);
-  orders json;
-  news json;
-BEGIN
-  IF verdict <> 'ok' THEN
-    RETURN json_build_array(verdict);
-  END IF;
-  PERFORM service.put(p_trial, p_names, p_params, p_distributions, p_user_keys, p_user_values,
-                      p_system_keys, p_system_values, p_steps, p_reported, p_kinds);
-  IF p_token IS NOT NULL THEN
-    SELECT json_build_array(s.stop_reason, coalesce(s.deadline <= clock_timestamp(), false))
-      INTO orders
-      FROM service.leases l JOIN service.studies s USING (study_id) WHERE l.trial_id = p_trial;
-  END IF;
-  IF p_study IS NOT NULL THEN
-    news := service.news(p_study, p_after, p_known, p_since, 'finished', 2000);
-  END IF;
-  RETURN json_build_array(verdict, orders, news);
-END $$
-"""
+CHANGES = (
+    ("WRITE", "p_since, false, 2000", "p_since, 'finished', 2000"),
+    # An attempt that ends before it has begun, so to speak, has trained nothing.
+    (
+        "CLAIM",
+        """INSERT INTO service.attempts (trial_id, attempt, study_id, worker, host, device)
+  SELECT lease.trial_id, lease.attempt, p_study, p_worker, w.host, w.device
+""",
+        """INSERT INTO service.attempts
+         (trial_id, attempt, study_id, worker, host, device, first_epoch)
+  SELECT lease.trial_id, lease.attempt, p_study, p_worker, w.host, w.device,
+         coalesce((SELECT max(step) + 1 FROM trial_intermediate_values
+                    WHERE trial_id = lease.trial_id), 0)
+""",
+    ),
+    # A checkpoint may hold an epoch that its attempt did not live to report.
+    (
+        "FORGET",
+        """    DELETE FROM trial_intermediate_values""",
+        """    UPDATE service.attempts a SET epochs = greatest(epochs, p_step - first_epoch)
+      FROM service.leases l
+     WHERE l.trial_id = p_trial AND (a.trial_id, a.attempt) = (l.trial_id, l.attempt - 1);
+    DELETE FROM trial_intermediate_values""",
+    ),
+)
+"""Functions of 0002 that stay as they are but for one place: what stands there, what shall."""
 
 SETTINGS = "SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan"
 CALLED = (
@@ -125,15 +117,25 @@ CALLED = (
 
 
 def upgrade() -> None:
-    for statement in (DROP_NEWS, NEWS, WRITE):
-        op.execute(statement)
-    for name in CALLED:
-        op.execute(f"ALTER FUNCTION service.{name} {SETTINGS}")
+    op.execute(DROP_NEWS)
+    op.execute(NEWS)
+    for name, old, new in CHANGES:
+        before = function(name)
+        assert before.count(old) == 1
+        op.execute(before.replace(old, new))
+    for called in CALLED:
+        op.execute(f"ALTER FUNCTION service.{called} {SETTINGS}")
 
 
 def downgrade() -> None:
-    before = import_module("migrations.versions.0002_functions")
-    for statement in (DROP_NEWS, before.NEWS, before.WRITE.replace("CREATE", "CREATE OR REPLACE")):
-        op.execute(statement)
-    for name in CALLED:
-        op.execute(f"ALTER FUNCTION service.{name} RESET ALL")
+    op.execute(DROP_NEWS)
+    for name in ("NEWS", *(name for name, _, _ in CHANGES)):
+        op.execute(function(name))
+    for called in CALLED:
+        op.execute(f"ALTER FUNCTION service.{called} RESET ALL")
+
+
+def function(name: str) -> str:
+    """A function as 0002 made it, to be put in the place of what there is."""
+    made: str = getattr(import_module("migrations.versions.0002_functions"), name)
+    return made.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")

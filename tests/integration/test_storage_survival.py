@@ -156,6 +156,15 @@ def test_a_worker_waits_for_a_connection_of_a_full_server(limited_url: str) -> N
     second.dispose()
 
 
+def test_waiting_for_a_database_draws_no_random_number(tmp_path: Path) -> None:
+    """Else an outage would change the first weights of the model that is built meanwhile."""
+    engine = database.engine(f"postgresql:///nowhere?host={tmp_path}")
+    before = random.getstate()
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        Link(engine, patience=0.5).ask("SELECT 1")
+    assert random.getstate() == before
+
+
 def test_a_refused_statement_is_not_repeated(engine: Engine) -> None:
     storage = StudyStorage(engine)
     study_id = storage.create_new_study([StudyDirection.MINIMIZE])
