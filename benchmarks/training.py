@@ -202,16 +202,14 @@ def _data(options: argparse.Namespace) -> Any:
 
 def epochs(options: argparse.Namespace) -> None:
     """Rounds of plain fit, one worker, and a worker for each of two cores, taking turns."""
-    print(f"{'epoch of':10} {'plain fit':>10} {'one worker':>22} {'two side by side':>22}")
+    heads = ("one worker", "on one of two cores", "two side by side")
+    print(f"{'epoch of':10} {'plain fit':>10} " + " ".join(f"{head:>22}" for head in heads))
     for job in options.jobs.split(","):
         rounds = [_round(options, job) for _ in range(1 if options.short else options.rounds)]
-        plain, one, two = (statistics.median(column) for column in zip(*rounds, strict=True))
-        wanted = TARGETS[job]
-        print(
-            f"{job:10} {plain:8.2f} s {_ratio(one, plain, wanted[0]):>22} "
-            f"{_ratio(two, plain, wanted[1]):>22}",
-            flush=True,
-        )
+        plain, *ours = (statistics.median(column) for column in zip(*rounds, strict=True))
+        one, two = TARGETS[job]
+        told = map(_ratio, ours, [plain] * 3, (one, None, two))
+        print(f"{job:10} {plain:8.2f} s " + " ".join(f"{text:>22}" for text in told), flush=True)
 
 
 def _ratio(seconds: float, plain: float, wanted: float | None) -> str:
@@ -219,13 +217,13 @@ def _ratio(seconds: float, plain: float, wanted: float | None) -> str:
     return f"{seconds:.2f} s {plain / seconds:.2f}x{goal}"
 
 
-def _round(options: argparse.Namespace, job: str) -> tuple[float, float, float]:
-    """Seconds an epoch: plain, one worker, and two workers' together."""
+def _round(options: argparse.Namespace, job: str) -> tuple[float, ...]:
+    """Seconds an epoch: plain, one worker with two cores, with one, two workers' together."""
     plain = _epoch_seconds(_ended(_start(options, "plain", job)))
-    one = _epoch_seconds(_ended(_start(options, "ours", job, cores=1)))
+    alone = [_epoch_seconds(_ended(_start(options, "ours", job, cores=n))) for n in (2, 1)]
     both = [_start(options, "ours", job, cores=1, core=core) for core in range(2)]
     rates = [1 / _epoch_seconds(_ended(process)) for process in both]
-    return plain, one, 1 / sum(rates)
+    return plain, *alone, 1 / sum(rates)
 
 
 def _epoch_seconds(told: dict[str, Any]) -> float:
@@ -241,7 +239,8 @@ def _start(
     command = [sys.executable, __file__, "--role", role, "--job", job, "--seed", str(seed)]
     command += ["--epochs", str(options.epochs), *(["--short"] if options.short else [])]
     command += ["--data-dir", options.data_dir] if options.data_dir else []
-    device = Device("cpu", cores, (sorted(os.sched_getaffinity(0))[core],) if cores else ())
+    own = sorted(os.sched_getaffinity(0))[core : core + cores]
+    device = Device("cpu", cores, tuple(own))
     environment = device.environment() if cores else {"CUDA_VISIBLE_DEVICES": "-1"}
     process = subprocess.Popen(
         command,

@@ -19,7 +19,7 @@ from objectives.datasets import Dataset
 from objectives.dropout import cheap_dropout
 from objectives.formats import Array
 from objectives.pace import Pace
-from objectives.residency import Feed, Piece, feed
+from objectives.residency import Feed, Piece, feed, untuned
 from objectives.rules import Plan, leaves, on_cpu
 
 _log = logging.getLogger("studyhall")
@@ -156,7 +156,7 @@ class EpochTrainer:
         """While it lasts, `model.fit` with these arguments trains by the programs."""
         import tensorflow as tf
 
-        one = tf.data.Dataset.range(1)
+        one = untuned(tf.data.Dataset.range(1))
         layers = list(leaves(self._model)) if self._plan.how == "xla" or on_cpu() else []
         with cheap_dropout(layers):
             self._model.train_function = self._train_epoch

@@ -129,7 +129,20 @@ class Streamed:
             tf.TensorSpec((), tf.int32),
             *(tf.TensorSpec((size, *a.shape[1:]), a.dtype) for a in self._examples),
         )
-        return tf.data.Dataset.from_generator(parts, output_signature=signature).prefetch(2)
+        made = tf.data.Dataset.from_generator(parts, output_signature=signature).prefetch(2)
+        return untuned(made)
+
+
+def untuned(dataset: Any) -> Any:
+    """The `tf.data.Dataset` without tf.data's tuner, which has nothing to tune in ours.
+
+    On one thread, the end of each epoch's iterator would wait for it: half a second.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def placed(array: Array) -> Any:
