@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from service import database, devices, display, doctor, embedded, registry, samplers, schema
+from service.crowd import Crowd
 from service.devices import Device
 from service.errors import ConfigurationError, StudyhallError, WorkFailed
 from service.limits import Limits
@@ -63,6 +64,22 @@ class Size(click.ParamType[int]):
         if not size:
             self.fail("the size must be positive", param, ctx)
         return size
+
+
+class PerDevice(click.ParamType[int | None]):
+    """A number of workers, or `auto`: None."""
+
+    name = "K|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "auto" or value is None:
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -130,7 +147,13 @@ making = options(
 placing = options(
     option("--workers", type=int, help="Worker processes here.  [default: by the devices]"),
     option("--devices", "device", default="auto", show_default=True, help="auto, cpu, gpu:0,1."),
-    option("--per-device", type=int, default=1, show_default=True, help="Workers on one GPU."),
+    option(
+        "--per-device",
+        type=PerDevice(),
+        default="1",
+        show_default=True,
+        help="Workers on one GPU; auto: as many as the first trial's memory leaves room for.",
+    ),
     option(
         "--recycle-after",
         type=click.IntRange(min=1),
@@ -152,17 +175,23 @@ class Placing:
 
     places: list[Device]
     limits: Limits
+    crowd: Crowd | None
 
     @classmethod
     def of(
         cls,
         workers: int | None,
         device: str,
-        per_device: int,
+        per_device: int | None,
         recycle_after: int,
         max_rss: int | None,
     ) -> Placing:
-        return cls(devices.places(device, workers, per_device), Limits(recycle_after, max_rss))
+        if per_device is None and workers is not None:
+            raise ConfigurationError("--workers and --per-device auto exclude each other")
+        places = devices.places(device, workers, per_device or 1)
+        on_gpus = any(place.name != "cpu" for place in places)
+        crowd = Crowd(places) if per_device is None and on_gpus else None
+        return cls(places, Limits(recycle_after, max_rss), crowd)
 
 
 def placed(function: F) -> F:
@@ -554,6 +583,7 @@ def work(hall: Hall, study: Study, place: Placing, data_dir: str | None, path: s
                 resolved(data_dir),
                 resolved(path),
                 place.limits,
+                place.crowd,
             )
             code = pool.run()
         if code:

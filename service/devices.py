@@ -9,13 +9,12 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from service import gpus
 from service.errors import ConfigurationError
 
 
@@ -33,13 +32,18 @@ class Device:
     threads: int
     cores: tuple[int, ...] = ()
 
+    @property
+    def number(self) -> str:
+        """The GPU as CUDA numbers it; -1 for none."""
+        return self.name.removeprefix("gpu:") if self.name != "cpu" else "-1"
+
     def environment(self) -> dict[str, str]:
         """Variables for the worker's process."""
         threads = str(self.threads)
-        gpu = self.name.removeprefix("gpu:") if self.name != "cpu" else "-1"
         return {
-            "CUDA_VISIBLE_DEVICES": gpu,
+            "CUDA_VISIBLE_DEVICES": self.number,
             "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "TF_NUM_INTRAOP_THREADS": threads,
             "TF_NUM_INTEROP_THREADS": "1" if self.threads == 1 else "2",
             "OMP_NUM_THREADS": threads,
@@ -109,19 +113,6 @@ def _granted(group: Path) -> float:
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA numbers them, without waking TensorFlow."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False)
-    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(index) for index in range(len(lines))]
-
-
 @contextmanager
 def share(home: Path, device: str, *, alone: bool) -> Iterator[None]:
     """Use a device together with this machine's other workers, or alone.
@@ -181,7 +172,7 @@ def _cpu_places(count: int) -> list[Device]:
 
 def _gpu_numbers(devices: str) -> list[str]:
     if devices == "auto":
-        return gpus()
+        return gpus.visible()
     if devices == "cpu":
         return []
     kind, _, listed = devices.partition(":")

@@ -38,6 +38,9 @@ SELECT json_agg(l.worker)::text
  WHERE l.worker = ANY (%(workers)s)
    AND least(s.deadline, a.started_at + %(limit)s * interval '1 second')
        < clock_timestamp() - %(patience)s * interval '1 second'"""
+DONE = """-- How many of these workers have brought a trial to its end.
+SELECT count(DISTINCT worker) FROM service.attempts
+ WHERE worker = ANY (%(workers)s) AND ended_at IS NOT NULL AND cause IS NULL"""
 FAIL = "SELECT service.fail_worker(%(worker)s, %(cause)s, %(detail)s)"
 # A bug is not a hyperparameter: so many failures of the code in a row stop the study.
 MAX_FAILURES = 5
@@ -150,6 +153,11 @@ def fail(engine: Engine, worker: str, cause: str, detail: str) -> None:
     """Fail whatever a worker holds, on behalf of a worker that can no longer do so."""
     given = {"worker": worker, "cause": cause, "detail": detail}
     Link.of(engine).ask(FAIL, given)
+
+
+def done(engine: Engine, workers: list[str]) -> int:
+    """How many of the workers have brought a trial to its end."""
+    return int(Link.of(engine).ask(DONE, {"workers": workers}))
 
 
 def failure_reason(detail: str | None) -> str:

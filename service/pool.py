@@ -25,6 +25,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database, leases, workers
+from service.crowd import Crowd
 from service.devices import Device
 from service.limits import NO_LIMITS, Limits
 from service.progress import Progress
@@ -69,6 +70,7 @@ class Pool:
         data_dir: Where this machine has the data.
         path: Folder of the objective's module.
         limits: When a worker process is replaced by a fresh one.
+        crowd: Finds further places, once a trial has ended on each device; None: no more.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Pool:
         data_dir: str | None = None,
         path: str | None = None,
         limits: Limits = NO_LIMITS,
+        crowd: Crowd | None = None,
     ) -> None:
         self._hall = hall
         self._study = study
@@ -90,6 +93,7 @@ class Pool:
         self._data_dir = data_dir
         self._path = path
         self._limits = limits
+        self._crowd = crowd
         self._away_since: float | None = None
         self._look_again = 0.0
         self._signal: int | None = None
@@ -121,6 +125,7 @@ class Pool:
             self._bury(slot, progress)
         if self._signal is not None or self._code:
             return False
+        self._grow()
         if any(slot.alive for slot in self._slots):
             return True
         return self._wait_for_others(progress)
@@ -159,6 +164,18 @@ class Pool:
             self._say(f"{name} does not listen although its trial's time is over; killing it")
             leases.fail(self._hall.engine, name, "timeout", "it did not end in its time")
             self._kill(slot, signal.SIGKILL)
+
+    def _grow(self) -> None:
+        """Start further workers once it is known how many a device holds."""
+        if self._crowd is None or not all(slot.alive for slot in self._slots):
+            return
+        if leases.done(self._hall.engine, [slot.name for slot in self._slots]) < len(self._slots):
+            return
+        more, self._crowd = [Slot(device) for device in self._crowd.more()], None
+        self._say(f"{len(self._slots) + len(more)} workers fit on the devices here")
+        self._slots += more
+        for slot in more:
+            self._start(slot)
 
     def _bury(self, slot: Slot, progress: Progress) -> None:
         """Take note of a worker that has ended; replace it if it died."""
