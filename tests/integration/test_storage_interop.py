@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Engine
 
 from service import database
-from service.storage import CHUNK, StudyStorage
+from service.storage import StudyStorage
+from service.trials import CHUNK
 
 CHOICES = (None, True, 3, 0.5, "text")
 ROOT = Path(__file__).parents[2]
