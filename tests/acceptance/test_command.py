@@ -218,8 +218,8 @@ def test_workers_join_a_gpu_once_the_first_trial_has_shown_what_it_takes(
 ) -> None:
     told, shell.environment["PATH"] = install(tmp_path)
     shell.environment["STUB_STEPS"] = "20"
-    words = ["--study", "gpu", "--trials", "6", "--devices", "gpu:0", "--per-device", "auto"]
-    pool = shell.start("run", "stubs:slow", *words)
+    shell("create", "stubs:slow", "--study", "gpu", "--trials", "6")
+    pool = shell.start("worker", "gpu", "--devices", "gpu:0", "--per-device", "auto")
     eventually(lambda: shell.progress("gpu").running == 1)
     told.write_text("8000, 80000")
     said, _ = pool.communicate(timeout=60)
