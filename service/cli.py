@@ -188,7 +188,7 @@ class Placing:
     ) -> Placing:
         if per_device is None and workers is not None:
             raise ConfigurationError("--workers and --per-device auto exclude each other")
-        places = devices.places(device, workers, per_device or 1)
+        places = devices.places(device, workers, 1 if per_device is None else per_device)
         on_gpus = any(place.name != "cpu" for place in places)
         crowd = Crowd(places) if per_device is None and on_gpus else None
         return cls(places, Limits(recycle_after, max_rss), crowd)

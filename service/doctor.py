@@ -21,7 +21,8 @@ from service.study import Hall, Study
 INTERRUPTED = text(
     """-- Leases of unfinished trials that are over, or whose worker has been silent.
     SELECT t.number, l.worker, l.expires_at <= clock_timestamp() AS over,
-           ceil(extract(epoch FROM l.expires_at - clock_timestamp())) AS seconds
+           CASE WHEN l.expires_at > '-infinity'
+                THEN ceil(extract(epoch FROM l.expires_at - clock_timestamp())) END AS seconds
       FROM service.leases l JOIN public.trials t USING (trial_id)
       LEFT JOIN service.workers w USING (worker)
      WHERE l.study_id = :study_id AND t.state = 'RUNNING'

@@ -126,6 +126,7 @@ def test_database_commands(shell: Shell) -> None:
         ("run mnist-mlp --sampler tpee", 2, "known: tpe"),
         ("run stubs:quick --timeout soon", 2, "not a duration"),
         ("run stubs:quick --workers 0", 2, "--workers must be at least 1"),
+        ("run stubs:quick --per-device 0", 2, "--per-device must be at least 1"),
         ("run stubs:quick --per-device some", 2, "neither a number nor auto"),
         ("run stubs:quick --workers 2 --per-device auto", 2, "exclude each other"),
         ("run stubs:quick --devices gpu:0 --per-device auto", 2, "nvidia-smi does not tell"),

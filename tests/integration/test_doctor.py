@@ -27,6 +27,14 @@ def test_an_interrupted_trial_can_be_taken_over(hall: Hall, study: Study) -> Non
     assert "studyhall resume plain" in found
 
 
+def test_a_trial_that_was_given_back_can_be_taken_over(hall: Hall, study: Study) -> None:
+    lease = leases.claim(hall.engine, study.study_id, "polite", 50.0)
+    assert lease is not None
+    leases.release(hall.engine, lease, "preempted")
+    (found,) = problems(hall)
+    assert "trial 0 was interrupted with worker polite; it can be taken over now" in found
+
+
 def test_a_lease_of_a_worker_that_is_gone_says_when(hall: Hall, study: Study) -> None:
     leases.claim(hall.engine, study.study_id, "gone", 50.0)
     (found,) = problems(hall)
