@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test lint types tests chaos compose-test lock clean
+.PHONY: help install run test lint types tests chaos compose-test bench-training bench-storage lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -57,10 +57,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: bench-training
 bench-training: $(INSTALLED) ## plain fit and our trainer, side by side; ARGS="--data-dir DIR"
 	$(BIN)/python benchmarks/training.py $(ARGS)
 
-.PHONY: bench-storage
 bench-storage: $(INSTALLED) ## StudyStorage beside Optuna's RDBStorage; ARGS="--short"
 	$(BIN)/python benchmarks/storage.py $(ARGS)

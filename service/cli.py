@@ -74,7 +74,7 @@ class PerDevice(click.ParamType[int | None]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | None:
-        if value == "auto" or value is None:
+        if value == "auto":
             return None
         try:
             return int(value)

@@ -23,7 +23,7 @@ def visible() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [part.strip() for part in given.split(",") if part.strip() not in ("", "-1")]
-    lines = _ask("-L") or []
+    lines = _ask("-L")
     return [str(index) for index, line in enumerate(lines) if line.startswith("GPU ")]
 
 
@@ -47,11 +47,11 @@ def memory(number: str) -> Memory:
     return Memory(used, total)
 
 
-def _ask(*arguments: str) -> list[str] | None:
-    """The lines that nvidia-smi answers; None where it is missing or fails."""
+def _ask(*arguments: str) -> list[str]:
+    """The lines that nvidia-smi answers; none where it is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return None
+        return []
     command = [tool, *arguments]
     told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return told.stdout.splitlines() if told.returncode == 0 else None
+    return told.stdout.splitlines() if told.returncode == 0 else []

@@ -40,6 +40,12 @@ def _shape(objective: KerasObjective) -> tuple[int, ...]:
     return (28, 28) if objective.name.startswith("mnist") else (32, 32, 3)
 
 
+def printed(code: str) -> str:
+    """What a fresh Python prints."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
 def test_importing_the_objectives_leaves_tensorflow_alone() -> None:
     code = (
         "import sys, objectives.training, objectives.architectures\n"
@@ -48,8 +54,7 @@ def test_importing_the_objectives_leaves_tensorflow_alone() -> None:
         "objectives.mnist.mlp.search_space(), objectives.mnist.mlp.grid()\n"
         "print([m for m in ('tensorflow', 'keras', 'jax', 'sklearn') if m in sys.modules])"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "[]\n"
+    assert printed(code) == "[]\n"
 
 
 def test_warming_up_imports_keras_in_the_background() -> None:
@@ -59,8 +64,7 @@ def test_warming_up_imports_keras_in_the_background() -> None:
         "[t.join() for t in threading.enumerate() if t.name == 'warm-up']\n"
         "print('tensorflow' in sys.modules and 'keras' in sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "True\n"
+    assert printed(code) == "True\n"
 
 
 def test_the_built_in_names_are_the_objectives_names() -> None:
