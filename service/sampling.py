@@ -19,6 +19,7 @@ from optuna.samplers._tpe.sampler import default_gamma
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from service.history import Depth
 from service.mixture import ParzenEstimator
 from service.observations import Floats, Observations
 from service.storage import StudyStorage
@@ -71,9 +72,10 @@ class TPESampler(optuna.samplers.TPESampler):
         storage, filtered = study._storage, type(study)._get_trials is not Study._get_trials
         if not isinstance(storage, StudyStorage) or filtered or len(study.directions) > 1:
             return None
-        study_id = study._study_id
-        history = storage.history(study_id, "params") if fresh else storage.known(study_id)
-        seen = Observations.of(history)
+        # Only a constant liar counts trials that run; whoever has finished is all that others ask.
+        depth: Depth = "params" if self._constant_liar else "finished"
+        look = storage.history if fresh else storage.known
+        seen = Observations.of(look(study._study_id, depth))
         return None if seen.constrained else seen
 
     def _sample(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
@@ -122,4 +124,4 @@ class TPESampler(optuna.samplers.TPESampler):
 def _running(study: Study) -> list[FrozenTrial]:
     storage = study._storage
     assert isinstance(storage, StudyStorage)
-    return storage.known(study._study_id).trials((TrialState.RUNNING,))
+    return storage.known(study._study_id, "params").trials((TrialState.RUNNING,))

@@ -93,11 +93,11 @@ class Trials(Shelf):
                 raise no_study(study_id)
             return history
 
-    def known(self, study_id: int) -> History:
-        """What is known as deep as parameters without asking anew; to be read, not altered."""
+    def known(self, study_id: int, depth: Depth) -> History:
+        """As `history`, but what was once seen so deep is not asked for anew."""
         with self._lock:
             history = self._history(study_id)
-            return history if history.since["params"] else self.history(study_id, "params")
+            return history if history.since[depth] else self.history(study_id, depth)
 
     # Writing trials
 
