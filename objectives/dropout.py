@@ -15,40 +15,63 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Layers = Iterable[Any]
+
+class CheapDropout:
+    """Gives plain Dropout layers their bits from the hash; their rate becomes a variable.
+
+    Args:
+        layers: Layers of a model, of whatever kind.
+    """
+
+    def __init__(self, layers: Iterable[Any]) -> None:
+        self._plain = [layer for layer in layers if is_plain(layer)]
+        self._rates = [_variable(layer.rate) for layer in self._plain]
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """While it lasts, what is traced of the layers is this."""
+        for layer, rate in zip(self._plain, self._rates, strict=True):
+            layer.call = _hashed(layer, rate)
+        try:
+            yield
+        finally:
+            for layer in self._plain:
+                del layer.call
+
+    def take_rates(self, layers: Iterable[Any]) -> None:
+        """From now on, drop as these layers of an equal model do."""
+        plain = [layer for layer in layers if is_plain(layer)]
+        for layer, rate, other in zip(self._plain, self._rates, plain, strict=True):
+            layer.rate = other.rate
+            rate.assign(other.rate)
 
 
-@contextmanager
-def cheap_dropout(layers: Layers) -> Iterator[None]:
-    """While it lasts, plain Dropout layers among `layers` take their bits from the hash."""
+def is_plain(layer: Any) -> bool:
+    """Whether it is a Dropout layer that drops single elements."""
     import keras
 
-    changed = [layer for layer in layers if _is_plain(layer, keras.layers.Dropout)]
-    for layer in changed:
-        layer.call = _hashed(layer)
-    try:
-        yield
-    finally:
-        for layer in changed:
-            del layer.call
+    if type(layer) is not keras.layers.Dropout:
+        return False
+    return bool(0 < layer.rate < 1) and layer.noise_shape is None
 
 
-def _is_plain(layer: Any, kind: Any) -> bool:
-    return type(layer) is kind and bool(0 < layer.rate < 1) and layer.noise_shape is None
-
-
-def _hashed(layer: Any) -> Callable[..., Any]:
+def _variable(rate: float) -> Any:
     import tensorflow as tf
 
-    threshold = round(layer.rate * 2**32)
-    scale = 1 / (1 - layer.rate)
+    return tf.Variable(rate, dtype=tf.float64, trainable=False)
+
+
+def _hashed(layer: Any, rate: Any) -> Callable[..., Any]:
+    import tensorflow as tf
 
     def call(inputs: Any, training: bool = False) -> Any:
         if not training:
             return inputs
+        threshold = tf.cast(tf.cast(tf.round(rate * 2**32), tf.int64), tf.uint32)
         bits = _bits(tf.size(inputs), tf.cast(layer.seed_generator.next(), tf.uint32))
-        kept = tf.reshape(bits >= tf.constant(threshold, tf.uint32), tf.shape(inputs))
-        return tf.where(kept, inputs * tf.cast(scale, inputs.dtype), tf.zeros((), inputs.dtype))
+        kept = tf.reshape(bits >= threshold, tf.shape(inputs))
+        scale = tf.cast(1 / (1 - rate), inputs.dtype)
+        return tf.where(kept, inputs * scale, tf.zeros((), inputs.dtype))
 
     return call
 

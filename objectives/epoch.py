@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from objectives.datasets import Dataset
-from objectives.dropout import cheap_dropout
+from objectives.dropout import CheapDropout
 from objectives.formats import Array
 from objectives.pace import Pace
 from objectives.residency import Feed, Piece, feed, untuned
@@ -105,15 +105,42 @@ class Program:
         return tf.function(loop, autograph=False, jit_compile=xla)  # type: ignore[no-any-return]
 
 
+class Programs:
+    """What trains and validates one model.
+
+    Args:
+        model: A compiled, built model with Keras's own steps.
+        plan: How.
+        batch_size: Examples a batch in training.
+        validation_batch_size: The same in validation.
+    """
+
+    def __init__(
+        self, model: Any, plan: Plan, batch_size: int, validation_batch_size: int
+    ) -> None:
+        self.model = model
+        self._plan = plan
+        self.train = Program(model.train_step, batch_size, xla=plan.how == "xla")
+        self.test = Program(model.test_step, validation_batch_size, xla=False)
+        self.dropout = CheapDropout(_hashed_layers(model, plan))
+
+    def serve(self, twin: Any) -> None:
+        """Train on from another model's values; it differs from this one in nothing else."""
+        _copy(twin, self.model)
+        self.dropout.take_rates(_hashed_layers(twin, self._plan))
+        self.train.pace, self.test.pace = Pace(), Pace()
+
+    def give(self, twin: Any) -> None:
+        """Let another model have what this one has become."""
+        _copy(self.model, twin)
+
+
 class EpochTrainer:
     """Lets `model.fit` train and validate by programs over resident data.
 
     Args:
-        model: A compiled, built model with Keras's own steps.
+        programs: The model and its programs.
         dataset: What to train and validate on.
-        plan: How.
-        batch_size: Examples a batch in training.
-        validation_batch_size: The same in validation.
         order: Gives the current epoch's order of the training examples.
         asked_to_stop: Asked between calls.
         limit: Bytes that may be resident; None: what the device has room for.
@@ -121,33 +148,26 @@ class EpochTrainer:
 
     def __init__(
         self,
-        model: Any,
+        programs: Programs,
         dataset: Dataset,
-        plan: Plan,
         *,
-        batch_size: int,
-        validation_batch_size: int,
         order: Order,
         asked_to_stop: Asked,
         limit: float | None = None,
     ) -> None:
-        self._model = model
-        self._plan = plan
+        self._programs = programs
         self._asked_to_stop = asked_to_stop
-        xla = plan.how == "xla"
-        self.train = Program(model.train_step, batch_size, xla=xla)
-        self.test = Program(model.test_step, validation_batch_size, xla=False)
-        self._train_feed = feed(dataset.train, batch_size, limit)
-        self._test_feed = feed(dataset.validation, validation_batch_size, limit)
+        self._train_feed = feed(dataset.train, programs.train.batch_size, limit)
+        self._test_feed = feed(dataset.validation, programs.test.batch_size, limit)
         self._order = order
         self._test_order = np.arange(dataset.validation.size, dtype=np.int32)
 
     def speed(self) -> dict[str, float]:
         """Seconds of compilation, examples a second in training and, on a GPU, its memory."""
-        compiling = self.train.pace.compile_seconds + self.test.pace.compile_seconds
+        train, test = self._programs.train, self._programs.test
         told = {
-            "compile_seconds": round(compiling, 3),
-            "samples_per_second": round(self.train.pace.rate * self.train.batch_size, 1),
+            "compile_seconds": round(train.pace.compile_seconds + test.pace.compile_seconds, 3),
+            "samples_per_second": round(train.pace.rate * train.batch_size, 1),
         }
         return told if on_cpu() else {**told, "device_bytes": _peak_device_bytes()}
 
@@ -157,28 +177,43 @@ class EpochTrainer:
         import tensorflow as tf
 
         one = untuned(tf.data.Dataset.range(1))
-        layers = list(leaves(self._model)) if self._plan.how == "xla" or on_cpu() else []
-        with cheap_dropout(layers):
-            self._model.train_function = self._train_epoch
-            self._model.test_function = self._test_epoch
+        model = self._programs.model
+        with self._programs.dropout.installed():
+            model.train_function, model.test_function = self._train_epoch, self._test_epoch
             try:
                 yield {"x": one, "validation_data": one}
             finally:
-                self._model.train_function = self._model.test_function = None
+                model.train_function = model.test_function = None
 
     def _train_epoch(self, iterator: Any) -> Any:
         next(iterator)
-        return self._run(self.train, self._train_feed, self._order())
+        return self._run(self._programs.train, self._train_feed, self._order())
 
     def _test_epoch(self, iterator: Any) -> Any:
         next(iterator)
-        return self._run(self.test, self._test_feed, self._test_order)
+        return self._run(self._programs.test, self._test_feed, self._test_order)
 
     def _run(self, program: Program, source: Feed, order: Array) -> Any:
         for piece in source.pieces(order):
             if not program.run(piece, self._asked_to_stop):
                 break
-        return self._model.get_metrics_result()
+        return self._programs.model.get_metrics_result()
+
+
+def hashes_dropout(plan: Plan) -> bool:
+    """Whether Dropout layers get their bits from a hash, which a graph on a GPU has no need of."""
+    return plan.how == "xla" or on_cpu()
+
+
+def _hashed_layers(model: Any, plan: Plan) -> list[Any]:
+    return list(leaves(model)) if hashes_dropout(plan) else []
+
+
+def _copy(source: Any, target: Any) -> None:
+    new = [*source.variables, *source.optimizer.variables]
+    old = [*target.variables, *target.optimizer.variables]
+    for variable, value in zip(old, new, strict=True):
+        variable.assign(value)
 
 
 def _peak_device_bytes() -> float:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import optuna
 
-from objectives import rules
+from objectives import rules, twins
 from objectives.batches import shuffled_batches
 from objectives.datasets import Dataset
-from objectives.epoch import EpochTrainer
+from objectives.epoch import EpochTrainer, Programs
 from objectives.watch import Course, FitResult, Watch, require
 
 _log = logging.getLogger("studyhall")
@@ -34,7 +35,10 @@ def prepare(seed: int) -> None:
     """
     import keras
 
+    # It would forget what the user's own module has chosen, mixed precision for one.
+    policy = keras.config.dtype_policy()
     keras.utils.clear_session()
+    keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
         _prepare_tensorflow()
@@ -59,6 +63,9 @@ def fit(
 ) -> FitResult:
     """Trains `model` with `keras.Model.fit`; the trial hears of every epoch.
 
+    Where an earlier model of this process was the same but for its values, that one is trained in
+    its place, by programs that are compiled already; `model` has the values afterwards.
+
     Whatever the trial raises while it is told of an epoch leaves after `fit` has ended in order,
     with every callback's `on_train_end`. The trial's user attribute `training` then tells how the
     model was trained and how fast.
@@ -80,10 +87,12 @@ def fit(
     plan = rules.plan(model, course.epochs * math.ceil(dataset.train.size / course.batch_size))
     _say_once(model, plan)
     _build(model, dataset, plan, course.monitor)
-    watch = Watch(model, trial, course, dataset.train.size, callbacks)
     told: dict[str, Any] = {"how": plan.how, "n_weights": model.count_params()}
-    if watch.go_on():
-        told |= _fitted(watch, dataset, plan, resident_limit)
+    with _lent(model, plan, course.batch_size) as programs:
+        trained = model if programs is None else programs.model
+        watch = Watch(trained, trial, course, dataset.train.size, callbacks)
+        if watch.go_on():
+            told |= _fitted(watch, dataset, programs, resident_limit)
     if watch.reason is None or isinstance(watch.reason, optuna.TrialPruned):
         trial.set_user_attr("training", told)
     return watch.result()
@@ -111,13 +120,20 @@ def _build(model: Any, dataset: Dataset, plan: rules.Plan, monitor: str) -> None
         require(monitor, [*logs, *(f"val_{name}" for name in logs)])
 
 
-def _fitted(
-    watch: Watch, dataset: Dataset, plan: rules.Plan, resident_limit: float | None
-) -> dict[str, float]:
-    """Trains as planned; returns how fast that was."""
-    batch_size = watch.course.batch_size
-    validation_batch_size = max(batch_size, _VALIDATION_BATCH)
+def _lent(
+    model: Any, plan: rules.Plan, batch_size: int
+) -> AbstractContextManager[Programs | None]:
     if plan.how == "plain":
+        return nullcontext()
+    return twins.lent(model, plan, batch_size, max(batch_size, _VALIDATION_BATCH))
+
+
+def _fitted(
+    watch: Watch, dataset: Dataset, programs: Programs | None, resident_limit: float | None
+) -> dict[str, float]:
+    """Trains by the programs, or batch by batch; returns how fast that was."""
+    if programs is None:
+        batch_size = watch.course.batch_size
         watch.model.steps_per_execution = _steps_per_execution(
             watch.model, dataset.train.size, batch_size
         )
@@ -125,15 +141,12 @@ def _fitted(
             watch,
             x=shuffled_batches(dataset.train, batch_size, watch.order),
             validation_data=tuple(dataset.validation),
-            validation_batch_size=validation_batch_size,
+            validation_batch_size=max(batch_size, _VALIDATION_BATCH),
         )
         return watch.speed()
     trainer = EpochTrainer(
-        watch.model,
+        programs,
         dataset,
-        plan,
-        batch_size=batch_size,
-        validation_batch_size=validation_batch_size,
         order=watch.order,
         asked_to_stop=watch.asked_to_stop,
         limit=resident_limit,

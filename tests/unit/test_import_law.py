@@ -46,7 +46,7 @@ ALLOWED = {
     "storage": "database held history leases link news trials writes",
     "mixture": "",
     "observations": "history",
-    "sampling": "mixture observations storage",
+    "sampling": "history mixture observations storage",
     "pruning": "history observations storage",
     "checkpoints": "settings",
     "trial": "checkpoints leases samplers",

@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from objectives import Dataset, rules
-from objectives.dropout import cheap_dropout
+from objectives.dropout import CheapDropout
 from objectives.epoch import Program
 from objectives.residency import Piece, Resident, Streamed, feed, placed
 from objectives.seeds import epoch_order, reseed
@@ -186,7 +186,7 @@ def test_cheap_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
     import keras
 
     layer = keras.layers.Dropout(rate, seed=3)
-    with cheap_dropout([layer]):
+    with CheapDropout([layer]).installed():
         first, second = (layer(np.ones((200, 300)), training=True).numpy() for _ in range(2))
         assert np.array_equal(layer(np.ones((2, 2)), training=False), np.ones((2, 2)))
     for mask in (first, second):
@@ -204,7 +204,7 @@ def test_a_layer_is_keras_own_again_afterwards() -> None:
     import keras
 
     layer = keras.layers.Dropout(0.5, seed=3)
-    with cheap_dropout([layer]):
+    with CheapDropout([layer]).installed():
         assert layer.call.__module__ == "objectives.dropout"
     assert layer.call.__module__.startswith("keras.")
 
