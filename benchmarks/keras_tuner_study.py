@@ -2,7 +2,7 @@
 
 Runs in a Python that has keras-tuner[bayesian], tensorflow and tensorboard:
 
-    keras_tuner_study.py FOLDER TRIALS
+    keras_tuner_study.py FOLDER TRIALS SEED
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Model(keras_tuner.HyperModel):
         return model.fit(*args, batch_size=batch_size, **kwargs)
 
 
-def main(folder: str, trials: int) -> None:
+def main(folder: str, trials: int, seed: int) -> None:
     data = np.load(Path(folder) / "data.npz")
     start = time.perf_counter()
     tuner = keras_tuner.BayesianOptimization(
-        Model(), "val_accuracy", max_trials=trials, seed=0, directory=folder, overwrite=True
+        Model(), "val_accuracy", max_trials=trials, seed=seed, directory=folder, overwrite=True
     )
     tuner.search(
         data["x"].astype("float32") / 255,
@@ -66,4 +66,4 @@ def main(folder: str, trials: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

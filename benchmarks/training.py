@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--role", choices=list(ROLES), help=argparse.SUPPRESS)
     parser.add_argument("--job", default="mlp-128", help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help="of a whole study's samplers")
     return parser.parse_args()
 
 
@@ -238,6 +238,7 @@ def _start(
 
     command = [sys.executable, __file__, "--role", role, "--job", job, "--seed", str(seed)]
     command += ["--epochs", str(options.epochs), *(["--short"] if options.short else [])]
+    command += ["--trials", str(options.trials)]
     command += ["--data-dir", options.data_dir] if options.data_dir else []
     own = sorted(os.sched_getaffinity(0))[core : core + cores]
     device = Device("cpu", cores, tuple(own))
@@ -284,7 +285,9 @@ def quality(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> None:
     """The same trials, epochs, space and split: the script, Keras Tuner, and the service."""
-    sides = [("the tutorial's script", _ended(_start(options, "script", "mlp-128")))]
+    sides = [
+        ("the tutorial's script", _ended(_start(options, "script", "mlp-128", seed=options.seed)))
+    ]
     if options.keras_tuner:
         sides.append(("Keras Tuner", _by_keras_tuner(options)))
     sides.append(("studyhall, 2 workers", _by_studyhall(options)))
@@ -332,7 +335,7 @@ def tutorial_script(options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     made = optuna.create_study(
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=0),
+        sampler=optuna.samplers.TPESampler(seed=options.seed),
         pruner=optuna.pruners.MedianPruner(),
     )
     made.optimize(objective, n_trials=options.trials)
@@ -362,7 +365,8 @@ def _by_keras_tuner(options: argparse.Namespace) -> dict[str, Any]:
             y_val=data.validation.y,
         )
         script = Path(__file__).with_name("keras_tuner_study.py")
-        command = [options.keras_tuner, str(script), folder, str(options.trials)]
+        command = [options.keras_tuner, str(script), folder]
+        command += [str(options.trials), str(options.seed)]
         return _ended(
             subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
@@ -392,6 +396,7 @@ def _by_studyhall(options: argparse.Namespace) -> dict[str, Any]:
         run(
             *("run", "mnist-mlp", "--trials", str(options.trials), "--workers", "2"),
             *("--set", "epochs=10", "--set", "patience=none", *size, *data),
+            *("--seed", str(options.seed)),
         )
         seconds = time.perf_counter() - start
         trials = json.loads(run("trials", "mnist-mlp", "--format", "json"))
