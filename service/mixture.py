@@ -5,7 +5,8 @@ candidates must give Optuna's very bits, since the candidates become parameters:
 logarithm of the normal distribution function is evaluated by the same formula in the same C
 functions, without a Python call for every number. Weighing candidates only has to rank them as
 Optuna does: there SciPy's vectorised functions serve, every density is computed once for each
-kernel instead of once for each pair, and bounds that every candidate keeps are not checked.
+kernel instead of once for each pair, distances are products of matrices, and bounds that every
+candidate keeps are not checked.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ from scipy import special
 
 Floats = NDArray[np.float64]
 ROOT = 2**0.5
-BLOCK = 1024
+BLOCK = 512
 """Kernels that are weighed at a time: they and their candidates stay in a core's cache."""
+FAR = 9.0
+"""Standard deviations beyond which the normal distribution's tail is nothing beside 1."""
+NARROWEST = 1e4
+"""A continuous parameter's range in standard deviations, up to which distances may be expanded."""
 
 
 def rebound(module: ModuleType, **exchanged: Any) -> SimpleNamespace:
@@ -90,81 +95,96 @@ class Mixture(_MixtureOfProductDistribution):
 
     def log_pdf(self, x: Floats) -> Floats:
         """Logarithm of the density at each of the candidates."""
-        if not all(_inside(d, x[:, i]) for i, d in enumerate(self.distributions)):
+        if not all(_can_be_weighed(d, x[:, i]) for i, d in enumerate(self.distributions)):
             optunas: Floats = OPTUNAS(self, x)
             return optunas
         constant = np.log(self.weights)
-        parts = [_part(d, x[:, i], constant) for i, d in enumerate(self.distributions)]
-        blocks = []
+        continuous = Quadratic(len(x), len(constant))
+        tables = []
+        for i, d in enumerate(self.distributions):
+            if isinstance(d, _BatchedCategoricalDistributions):
+                tables.append((np.log(np.ascontiguousarray(d.weights.T)), x[:, i].astype(np.intp)))
+            elif d.step != 0.0:
+                tables.append(_discrete(d, x[:, i]))
+            else:
+                continuous.add(d, x[:, i], constant)
+        total = LogSumExp(len(x))
         for start in range(0, len(constant), BLOCK):
             kernels = slice(start, start + BLOCK)
-            block = np.tile(constant[kernels], (len(x), 1))
-            for part in parts:
-                part(block, kernels)
-            blocks.append(block)
-        return _log_sum_exp(blocks)
+            block = continuous.block(kernels)
+            block += constant[kernels]
+            for table, rows in tables:
+                block += table[rows, kernels]
+            total.add(block)
+        return total.value()
 
 
-def _inside(d: Any, x: Floats) -> bool:
-    """Whether no candidate touches a bound, where rounding could put it outside."""
+def _can_be_weighed(d: Any, x: Floats) -> bool:
+    """Whether no candidate touches a bound, where rounding could put it outside.
+
+    Nor may a kernel be so narrow that the square of a distance cannot be had from its expansion.
+    """
     if isinstance(d, _BatchedCategoricalDistributions) or d.step != 0.0:
         return True
-    return bool(d.low < x.min() and x.max() < d.high)
+    wide = float(d.sigma.min()) * NARROWEST > d.adapted_high - d.adapted_low
+    return bool(wide and d.low < x.min() and x.max() < d.high)
 
 
-def _part(d: Any, x: Floats, constant: Floats) -> Callable[[Floats, slice], None]:
-    """What adds one parameter's densities to a block of kernels.
+class Quadratic:
+    """The exponents of all continuous parameters together, as one product of matrices.
+
+    (x - mu)^2 / (2 sigma^2) is x^2 a - x b + c, with a, b and c of the kernel alone.
 
     Args:
-        d: The parameter's kernels.
-        x: The candidates' values of it.
-        constant: Of each kernel, what is the same for all candidates; altered.
+        candidates: How many candidates there are.
+        kernels: How many kernels.
     """
-    if isinstance(d, _BatchedCategoricalDistributions):
-        return _looked_up(np.log(np.ascontiguousarray(d.weights.T)), x.astype(np.int64))
-    if d.step != 0.0:
-        return _discrete(d, x)
-    return _continuous(d, x, constant)
+
+    def __init__(self, candidates: int, kernels: int) -> None:
+        self._points: list[Floats] = []
+        self._factors: list[Floats] = []
+        self._shape = candidates, kernels
+
+    def add(self, d: Any, x: Floats, constant: Floats) -> None:
+        """Take in a parameter's kernels and the candidates' values of it.
+
+        Args:
+            d: The kernels.
+            x: The values.
+            constant: Of each kernel, what is the same for all candidates; altered.
+        """
+        low, high = d.adapted_low, d.adapted_high
+        centre = 0.5 * (low + high)
+        points, mu, precision = (np.log(x) if d.is_log else x) - centre, d.mu - centre, 1 / d.sigma
+        constant -= _log_mass((low - d.mu) * precision, (high - d.mu) * precision)
+        constant += np.log(precision) - _truncnorm._norm_pdf_logC
+        scaled = mu * precision
+        constant -= 0.5 * scaled * scaled
+        self._points += [points, -0.5 * points * points]
+        self._factors += [scaled * precision, precision * precision]
+
+    def block(self, kernels: slice) -> Floats:
+        """The candidates' exponents for some kernels; (candidates, kernels)."""
+        if not self._points:
+            return np.zeros((self._shape[0], len(range(self._shape[1])[kernels])))
+        factors = np.stack([factor[kernels] for factor in self._factors])
+        product: Floats = np.stack(self._points, axis=1) @ factors
+        return product
 
 
-def _looked_up(table: Floats, rows: NDArray[np.int64]) -> Callable[[Floats, slice], None]:
-    def add(block: Floats, kernels: slice) -> None:
-        block += table[rows, kernels]
+def _discrete(d: Any, x: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """A discrete parameter's densities for each different value, and which are the candidates'.
 
-    return add
-
-
-def _continuous(d: Any, x: Floats, constant: Floats) -> Callable[[Floats, slice], None]:
-    constant -= SWIFT._log_gauss_mass(
-        (d.adapted_low - d.mu) / d.sigma, (d.adapted_high - d.mu) / d.sigma
-    )
-    constant -= np.log(d.sigma) + _truncnorm._norm_pdf_logC
-    scale = math.sqrt(0.5) / d.sigma
-    points, centres = np.log(x) if d.is_log else x, d.mu * scale
-
-    def add(block: Floats, kernels: slice) -> None:
-        z = np.multiply.outer(points, scale[kernels])
-        z -= centres[kernels]
-        z *= z
-        block -= z
-
-    return add
-
-
-def _discrete(d: Any, x: Floats) -> Callable[[Floats, slice], None]:
-    """Kernels of discrete parameters repeat: each different one is weighed once."""
+    Kernels repeat too: each different one is weighed once.
+    """
     unique, rows = np.unique(x, return_inverse=True)
     left, right = unique - d.step / 2, unique + d.step / 2
     if d.is_log:
         left, right = np.log(left), np.log(right)
     mus, sigmas, column = _runs(d.mu, d.sigma)
-    mass = SWIFT._log_gauss_mass((left[:, None] - mus) / sigmas, (right[:, None] - mus) / sigmas)
-    mass -= SWIFT._log_gauss_mass((d.adapted_low - mus) / sigmas, (d.adapted_high - mus) / sigmas)
-
-    def add(block: Floats, kernels: slice) -> None:
-        block += mass[np.ix_(rows, column[kernels])]
-
-    return add
+    mass = _log_mass((left[:, None] - mus) / sigmas, (right[:, None] - mus) / sigmas)
+    mass -= _log_mass((d.adapted_low - mus) / sigmas, (d.adapted_high - mus) / sigmas)
+    return np.take(mass, column, axis=1), rows
 
 
 def _runs(mu: Floats, sigma: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
@@ -178,16 +198,51 @@ def _runs(mu: Floats, sigma: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
     return mus[begins], sigmas[begins], column
 
 
-def _log_sum_exp(blocks: list[Floats]) -> Floats:
-    top = np.max([block.max(axis=1) for block in blocks], axis=0)
-    top[np.isneginf(top)] = 0
-    total = np.zeros(len(top))
-    for block in blocks:
-        block -= top[:, None]
-        total += np.exp(block, out=block).sum(axis=1)
-    with np.errstate(divide="ignore"):  # a density of zero has the logarithm -inf
-        logarithm: Floats = np.log(total) + top
-    return logarithm
+def _log_mass(a: Floats, b: Floats) -> Floats:
+    """Logarithm of the standard normal distribution's mass between a and b; a < b."""
+    out = np.zeros(np.shape(a))
+    # Farther out on both sides there is nothing that a float64 beside 1 could hold.
+    some = (a > -FAR) | (b < FAR)
+    some_a, some_b = a[some], b[some]
+    # The left tail has the better numbers.
+    right = some_a > 0
+    low = np.where(right, -some_b, some_a)
+    high = np.where(right, -some_a, some_b)
+    across = high > 0
+    mass = np.empty(len(low))
+    mass[across] = np.log1p(-special.ndtr(low[across]) - special.ndtr(-high[across]))
+    tail = special.log_ndtr(high[~across])
+    mass[~across] = tail + np.log1p(-np.exp(special.log_ndtr(low[~across]) - tail))
+    out[some] = mass
+    return out
+
+
+class LogSumExp:
+    """The logarithm of a sum of exponentials for each row, of columns that come in blocks.
+
+    Args:
+        rows: How many rows there are.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._top = np.full(rows, -np.inf)
+        self._total = np.zeros(rows)
+
+    def add(self, block: Floats) -> None:
+        """Take in more columns; they are overwritten."""
+        top = np.maximum(self._top, block.max(axis=1))
+        base = np.where(np.isneginf(top), 0, top)
+        block -= base[:, None]
+        self._total = self._total * np.exp(self._top - base) + np.exp(block, out=block).sum(axis=1)
+        self._top = top
+
+    def value(self) -> Floats:
+        """What it comes to; -inf for a row of nothing else."""
+        with np.errstate(divide="ignore"):
+            logarithm: Floats = np.log(self._total) + np.where(
+                np.isneginf(self._top), 0, self._top
+            )
+        return logarithm
 
 
 class ParzenEstimator(_ParzenEstimator):

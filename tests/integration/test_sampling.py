@@ -163,14 +163,19 @@ def test_the_logarithm_of_the_normal_distribution_has_optunas_bits() -> None:
     assert np.array_equal(mixture.log_ndtr(points), _truncnorm._log_ndtr(points))
 
 
-@pytest.mark.parametrize("size", [0, 1, 30])
-def test_densities_are_optunas_to_rounding(size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(0, {}), (1, {}), (30, {}), (1200, {}), (1200, {"consider_magic_clip": False})],
+)
+def test_densities_are_optunas_to_rounding(size: int, options: dict[str, bool]) -> None:
     chance = random.Random(1)
     observations = {
         name: np.array([of.to_internal_repr(drawn(chance, of)) for _ in range(size)])
         for name, of in SPACE.items()
     }
-    parameters = optuna.samplers.TPESampler()._parzen_estimator_parameters
+    for values in observations.values():
+        values[: size // 2] = values[size // 2 : 2 * (size // 2)]
+    parameters = optuna.samplers.TPESampler(**options)._parzen_estimator_parameters
     ours = mixture.ParzenEstimator(observations, SPACE, parameters)
     optunas = mixture._ParzenEstimator(observations, SPACE, parameters)
     samples = ours.sample(np.random.RandomState(3), 200)
