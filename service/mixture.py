@@ -98,21 +98,21 @@ class Mixture(_MixtureOfProductDistribution):
         if not all(_can_be_weighed(d, x[:, i]) for i, d in enumerate(self.distributions)):
             optunas: Floats = OPTUNAS(self, x)
             return optunas
-        constant = np.log(self.weights)
-        continuous = Quadratic(len(x), len(constant))
-        tables = []
+        tables, continuous = [], []
         for i, d in enumerate(self.distributions):
             if isinstance(d, _BatchedCategoricalDistributions):
                 tables.append((np.log(np.ascontiguousarray(d.weights.T)), x[:, i].astype(np.intp)))
             elif d.step != 0.0:
                 tables.append(_discrete(d, x[:, i]))
             else:
-                continuous.add(d, x[:, i], constant)
+                continuous.append((d, np.log(x[:, i]) if d.is_log else x[:, i]))
+        points, factors, constant = _expanded(continuous)
+        constant = np.log(self.weights) + constant
         total = LogSumExp(len(x))
         for start in range(0, len(constant), BLOCK):
             kernels = slice(start, start + BLOCK)
-            block = continuous.block(kernels)
-            block += constant[kernels]
+            block = points @ factors[:, kernels] if continuous else np.zeros((len(x), 1))
+            block = block + constant[kernels]
             for table, rows in tables:
                 block += table[rows, kernels]
             total.add(block)
@@ -130,46 +130,31 @@ def _can_be_weighed(d: Any, x: Floats) -> bool:
     return bool(wide and d.low < x.min() and x.max() < d.high)
 
 
-class Quadratic:
-    """The exponents of all continuous parameters together, as one product of matrices.
+def _expanded(continuous: list[tuple[Any, Floats]]) -> tuple[Floats, Floats, Any]:
+    """All continuous parameters' densities, such that one product of matrices has them.
 
     (x - mu)^2 / (2 sigma^2) is x^2 a - x b + c, with a, b and c of the kernel alone.
 
     Args:
-        candidates: How many candidates there are.
-        kernels: How many kernels.
+        continuous: Each parameter's kernels and the candidates' values (or their logarithms).
+
+    Returns:
+        Of the candidates, (candidates, 2 parameters); of the kernels, (2 parameters, kernels); and
+        what is the same for all candidates, (kernels,).
     """
-
-    def __init__(self, candidates: int, kernels: int) -> None:
-        self._points: list[Floats] = []
-        self._factors: list[Floats] = []
-        self._shape = candidates, kernels
-
-    def add(self, d: Any, x: Floats, constant: Floats) -> None:
-        """Take in a parameter's kernels and the candidates' values of it.
-
-        Args:
-            d: The kernels.
-            x: The values.
-            constant: Of each kernel, what is the same for all candidates; altered.
-        """
-        low, high = d.adapted_low, d.adapted_high
-        centre = 0.5 * (low + high)
-        points, mu, precision = (np.log(x) if d.is_log else x) - centre, d.mu - centre, 1 / d.sigma
-        constant -= _log_mass((low - d.mu) * precision, (high - d.mu) * precision)
-        constant += np.log(precision) - _truncnorm._norm_pdf_logC
-        scaled = mu * precision
-        constant -= 0.5 * scaled * scaled
-        self._points += [points, -0.5 * points * points]
-        self._factors += [scaled * precision, precision * precision]
-
-    def block(self, kernels: slice) -> Floats:
-        """The candidates' exponents for some kernels; (candidates, kernels)."""
-        if not self._points:
-            return np.zeros((self._shape[0], len(range(self._shape[1])[kernels])))
-        factors = np.stack([factor[kernels] for factor in self._factors])
-        product: Floats = np.stack(self._points, axis=1) @ factors
-        return product
+    if not continuous:
+        return np.empty(0), np.empty((0, 0)), 0.0
+    low, high = np.array([[d.adapted_low, d.adapted_high] for d, _ in continuous]).T[:, :, None]
+    mu = np.stack([d.mu for d, _ in continuous])
+    precision = 1 / np.stack([d.sigma for d, _ in continuous])
+    mass = _log_mass((low - mu) * precision, (high - mu) * precision)
+    centre = 0.5 * (low + high)
+    points = np.stack([x for _, x in continuous]) - centre
+    scaled = (mu - centre) * precision
+    constant = np.log(precision) - mass - 0.5 * scaled * scaled - _truncnorm._norm_pdf_logC
+    features = np.concatenate([points, -0.5 * points * points])
+    factors = np.concatenate([scaled * precision, precision * precision])
+    return np.ascontiguousarray(features.T), factors, constant.sum(axis=0)
 
 
 def _discrete(d: Any, x: Floats) -> tuple[Floats, NDArray[np.intp]]:
@@ -211,8 +196,12 @@ def _log_mass(a: Floats, b: Floats) -> Floats:
     across = high > 0
     mass = np.empty(len(low))
     mass[across] = np.log1p(-special.ndtr(low[across]) - special.ndtr(-high[across]))
-    tail = special.log_ndtr(high[~across])
-    mass[~across] = tail + np.log1p(-np.exp(special.log_ndtr(low[~across]) - tail))
+    low, high = low[~across], high[~across]
+    # The distribution function is exp(-z^2 / 2) erfcx(-z / sqrt(2)) / 2, whose factor does not
+    # vanish in the tail.
+    fade = np.exp(0.5 * (high - low) * (high + low))
+    factor = special.erfcx(-high / ROOT) - fade * special.erfcx(-low / ROOT)
+    mass[~across] = np.log(0.5 * factor) - 0.5 * high * high
     out[some] = mass
     return out
 
