@@ -27,6 +27,8 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
+    except click.UsageError as error:
+        sys.exit(cli.misused(error))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

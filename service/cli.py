@@ -93,7 +93,11 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-trials_option = option("--trials", type=int, help="Budget: trials of the whole study.")
+trials_option = option(
+    "--trials",
+    type=int,
+    help=f"Budget: trials of the whole study.  [default: {DEFAULT_TRIALS}; with a time, none]",
+)
 timeout_option = option(
     "--timeout", type=Duration(), help="Budget: wall-clock of the whole study, e.g. 2h."
 )
@@ -639,6 +643,18 @@ def conclude(study: Study) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def misused(error: click.UsageError) -> int:
+    """What is wrong with the command's arguments, on one line of stderr, and the exit code."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    command = error.ctx.command_path if error.ctx else "studyhall"
+    message = error.format_message().replace("\n", " ").rstrip(".")
+    line = f"studyhall: {message[:1].lower()}{message[1:]}; see {command} --help"
+    err.print(line, markup=False, soft_wrap=True)
+    return error.exit_code
 
 
 def fail(error: StudyhallError) -> int:
