@@ -87,7 +87,8 @@ def _scaled_input(data: Dataset) -> list[Any]:
 def _classifier(trial: optuna.Trial, space: Space, layers: list[Any], n_classes: int) -> Any:
     import keras
 
-    model = keras.Sequential([*layers, keras.layers.Dense(n_classes)])
+    # In float32 whatever the dtype policy, as Keras advises for what the loss is computed from.
+    model = keras.Sequential([*layers, keras.layers.Dense(n_classes, dtype="float32")])
     model.compile(
         optimizer=_optimizer(trial, space),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

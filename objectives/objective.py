@@ -200,7 +200,7 @@ class KerasObjective:
 
     def _trained(self, trial: optuna.Trial, dataset: Dataset) -> float:
         seed = getattr(trial, "seed", trial.number)
-        training.prepare(seed)
+        training.prepare(seed, self.settings.dtype_policy)
         batch_size = trial.suggest_categorical("batch_size", self.settings.batch_sizes)
         model = self._built(trial, dataset)
         callbacks = self.callbacks(trial) if self.callbacks else ()

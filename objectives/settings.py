@@ -78,6 +78,8 @@ class Settings:
         validation_fraction: The share of the training set that is held out for validation.
         split_seed: Draws the split. Trials of one study share it.
         monitor: The metric that is reported after each epoch and makes the trial's value.
+        dtype_policy: Keras's dtype policy for all layers; None: what Keras has, float32 unless the
+            objective's module chose another.
         checkpoint_every: Save the training's state after every so many epochs; 0: never.
         mode: Whether the monitor is good when it is high (max) or low (min); auto: by its name.
 
@@ -92,6 +94,9 @@ class Settings:
     validation_fraction: float = setting(0.15, fraction())
     split_seed: int = setting(0, Kind("a whole number from 0 to 4294967295", lambda v: _seed(v)))
     monitor: str = setting("val_accuracy", metric())
+    dtype_policy: str | None = setting(
+        None, optional(choice("float32", "mixed_bfloat16", "mixed_float16"))
+    )
     checkpoint_every: int = setting(1, whole(0))
     mode: str = setting("auto", choice("auto", "min", "max"))
 

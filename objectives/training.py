@@ -28,15 +28,19 @@ _VALIDATION_BATCH = 1024
 _said: set[str] = set()
 
 
-def prepare(seed: int) -> None:
+def prepare(seed: int, dtype_policy: str | None = None) -> None:
     """Makes this process ready for one more model: no leftovers, every random seed set.
 
     On TensorFlow, operations are deterministic from the first call on.
+
+    Args:
+        seed: The seed of Python's, numpy's and the backend's generators.
+        dtype_policy: Keras's dtype policy from now on; None: the one that it has.
     """
     import keras
 
     # It would forget what the user's own module has chosen, mixed precision for one.
-    policy = keras.config.dtype_policy()
+    policy = dtype_policy or keras.config.dtype_policy()
     keras.utils.clear_session()
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)

@@ -97,8 +97,7 @@ def _essential(written: Any, any_rate: bool) -> Any:
     if not isinstance(written, dict):
         return written
     keras_own = str(written.get("module", "keras")).split(".")[0] == "keras"
-    # A lambda is code, and a wrapped optimizer does not list the variables of the one inside it.
-    if not keras_own or written.get("class_name") in ("Lambda", "LossScaleOptimizer"):
+    if not keras_own or written.get("class_name") == "Lambda":
         raise ValueError(written.get("class_name"))
     of_dropout = any_rate and written.get("class_name") == "Dropout"
     return {

@@ -103,6 +103,21 @@ class Ended:
         self.in_order = True
 
 
+def test_a_dtype_policy_holds_for_the_trials_of_its_study_and_weights_stay_float32() -> None:
+    seen = []
+
+    def noting(trial: optuna.Trial, data: Dataset) -> Any:
+        seen.append(build(trial, data))
+        return seen[-1]
+
+    for policy in ("mixed_bfloat16", "float32"):
+        run = study()
+        run.optimize(objective(noting, dtype_policy=policy), n_trials=2)
+    dense = [model.layers[-1] for model in seen]
+    assert [layer.compute_dtype for layer in dense] == ["bfloat16"] * 2 + ["float32"] * 2
+    assert {str(layer.kernel.dtype) for layer in dense} == {"float32"}
+
+
 def test_each_epoch_is_reported_and_the_best_one_is_the_value() -> None:
     trial = Listener()
     value = objective(epochs=5)(trial)
