@@ -67,6 +67,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", default=",".join(JOBS), help="which of: " + ", ".join(JOBS))
     parser.add_argument("--quality", action="store_true")
+    parser.add_argument(
+        "--dtype-policy", help="studyhall's side in another precision, e.g. mixed_bfloat16"
+    )
     parser.add_argument("--study", action="store_true")
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument(
@@ -186,6 +189,7 @@ def _objective(options: argparse.Namespace) -> Any:
     params = JOBS[options.job]
     settings: dict[str, Any] = {"epochs": options.epochs, "patience": None}
     settings["batch_sizes"] = [params["batch_size"]]
+    settings["dtype_policy"] = options.dtype_policy
     size = 2_000 if options.short else TRAIN_SIZE.get(options.job)
     kind = "real" if options.data_dir else "synthetic"
     if size:
@@ -239,6 +243,7 @@ def _start(
     command = [sys.executable, __file__, "--role", role, "--job", job, "--seed", str(seed)]
     command += ["--epochs", str(options.epochs), *(["--short"] if options.short else [])]
     command += ["--trials", str(options.trials)]
+    command += ["--dtype-policy", options.dtype_policy] if options.dtype_policy else []
     command += ["--data-dir", options.data_dir] if options.data_dir else []
     own = sorted(os.sched_getaffinity(0))[core : core + cores]
     device = Device("cpu", cores, tuple(own))
@@ -377,7 +382,8 @@ def _by_keras_tuner(options: argparse.Namespace) -> dict[str, Any]:
 def _by_studyhall(options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "service"]
     data = ["--data-dir", options.data_dir] if options.data_dir else ["--data", "synthetic"]
-    size = ["--set", "train_size=2000"] if options.short else []
+    more = ["--set", "train_size=2000"] if options.short else []
+    more += ["--set", f"dtype_policy={options.dtype_policy}"] if options.dtype_policy else []
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "STUDYHALL_HOME": home, "CUDA_VISIBLE_DEVICES": "-1"}
 
@@ -395,7 +401,7 @@ def _by_studyhall(options: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         run(
             *("run", "mnist-mlp", "--trials", str(options.trials), "--workers", "2"),
-            *("--set", "epochs=10", "--set", "patience=none", *size, *data),
+            *("--set", "epochs=10", "--set", "patience=none", *more, *data),
             *("--seed", str(options.seed)),
         )
         seconds = time.perf_counter() - start

@@ -229,10 +229,17 @@ class KerasObjective:
             )
 
     def _built(self, trial: optuna.Trial, dataset: Dataset) -> Any:
+        import keras
+
         try:
-            return self.build(trial, dataset)
+            model = self.build(trial, dataset)
         except ValueError as error:
             raise BuildError(f"the model cannot be built: {_first_line(error)}") from error
+        if not isinstance(model, keras.Model):
+            raise BuildError(f"build must return a keras.Model, not {model!r}")
+        if not model.compiled:
+            raise BuildError("build must return a compiled model: call model.compile in it")
+        return model
 
     @property
     def _source(self) -> Source:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -52,6 +53,10 @@ def _prepare_tensorflow() -> None:
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
+    if wanted not in ("", "-1", *_said) and rules.on_cpu():
+        _said.add(wanted)
+        _log.warning("TensorFlow sees no GPU %s: it trains on the CPU", wanted)
     # It warns of functions that are traced again, as every new trial's model has to be.
     tf.get_logger().setLevel("ERROR")
 

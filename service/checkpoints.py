@@ -61,6 +61,10 @@ class Store:
             ) from error
         self.url = url
         self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+        if self._local and os.path.exists(self._root) and not os.path.isdir(self._root):
+            raise ConfigurationError(
+                f"the artifact store {url!r} cannot be used: it is a file, not a folder"
+            )
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all; it outlives a power cut once this returns."""
@@ -155,7 +159,10 @@ class TrialCheckpoints:
     def clear(self) -> None:
         """Remove all of them: the trial has ended."""
         self.wait()
-        self._store.remove(self._folder)
+        try:
+            self._store.remove(self._folder)
+        except OSError as error:
+            log.warning("checkpoints are left behind in %s: %s", self._store.url, error)
 
     def close(self) -> None:
         """Wait for the last save and end the writing thread."""

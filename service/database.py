@@ -44,6 +44,7 @@ CURES = {
     "invalid dsn": "correct STUDYHALL_DATABASE_URL",
 }
 START_IT = "start PostgreSQL there, or correct STUDYHALL_DATABASE_URL"
+START_EMBEDDED = "start it: studyhall db start"
 
 
 def engine(
@@ -122,8 +123,9 @@ def reachable(engine: Engine) -> Iterator[Connection]:
 def unreachable(url: str | URL | None, error: DBAPIError) -> str:
     """One line: where we knocked, what the server (or the network) said, what to do."""
     said = reason(error)
-    cure = next((cure for sign, cure in CURES.items() if sign in said), START_IT)
     where = describe(url) if url is not None else "in use"
+    start = START_EMBEDDED if "/postgres/data" in f"{where} {error.orig}" else START_IT
+    cure = next((cure for sign, cure in CURES.items() if sign in said), start)
     return f"cannot reach the database {where}: {said}: {cure}"
 
 

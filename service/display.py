@@ -74,6 +74,7 @@ def status(progress: Progress, monitor: str | None) -> RenderableType:
         (progress.study, "bold"),
         f"  {progress.state}",
         "" if progress.stop_reason is None else f" ({progress.stop_reason})",
+        ", with no worker" if progress.state == "running" and not progress.workers else "",
     )
     counts = (
         f"{progress.finished}/{'?' if total is None else total} trials: "

@@ -8,6 +8,7 @@ leaves too.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import json
 import logging
@@ -37,6 +38,7 @@ from service.errors import (
     DatabaseError,
     StaleLease,
     StudyhallError,
+    UnknownStudy,
     headline,
 )
 from service.keeper import LeaseKeeper
@@ -393,8 +395,10 @@ class Worker:
             if self._in_objective:
                 raise self._alarm()
             return
-        if self._signal is not None:
+        if self._signal == number == signal.SIGINT:
             os._exit(128 + number)
+        if self._signal is not None:  # a terminal's Ctrl-C reaches us, and then the pool's SIGTERM
+            return
         self._signal = number
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         # There is no time left to wait for a database; the lease will expire by itself.
@@ -445,6 +449,10 @@ def serve(assignment: Assignment) -> int:
         return Worker(study, hall, objective, name, device, limits).run()
     except (SQLAlchemyError, StorageInternalError) as error:
         raise database.failure(hall.engine.url, error) from error
+    except KeyError as error:
+        if study.name in hall.names():
+            raise
+        raise UnknownStudy(f"study {study.name!r} has been deleted") from error
 
 
 def read_assignment() -> Assignment:
@@ -466,8 +474,19 @@ def watch_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def give_signals_a_stack() -> None:
+    """Let signal handlers of this thread run on a stack of their own.
+
+    oneDNN's compiled matrix kernels keep values where a handler on the thread's own stack would
+    write: the heap broke on every fourth Ctrl-C in mid-training. Python's handlers ask for the
+    alternative stack, and its fault handler is what provides one.
+    """
+    faulthandler.enable(all_threads=False)
+
+
 def main() -> int:
     """Entry point of a worker process."""
+    give_signals_a_stack()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -39,6 +39,14 @@ def slow(trial: optuna.Trial) -> float:
     return x**2
 
 
+def late(trial: optuna.Trial) -> float:
+    """Looks whether to stop every other second."""
+    trial.report(trial.suggest_float("x", -10, 10), 0)
+    while not trial.should_stop():  # type: ignore[attr-defined]
+        time.sleep(2)
+    return 0.0
+
+
 def deaf(trial: optuna.Trial) -> float:
     """Looks at nothing for a minute."""
     trial.suggest_float("x", -10, 10)

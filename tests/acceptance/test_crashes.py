@@ -83,6 +83,18 @@ def test_interrupt_gives_130_and_resume_goes_on(shell: Shell) -> None:
     assert {row["state"] for row in finished} == {"complete"}
 
 
+def test_a_terminals_interrupt_reaches_workers_twice_and_costs_no_attempt(shell: Shell) -> None:
+    shell("create", "stubs:late", "--study", "g", "--trials", "3")
+    pool = shell.start("worker", "g", "--workers", "2")
+    eventually(lambda: shell.progress("g").running == 2)
+    for process in (pool, *psutil.Process(pool.pid).children()):
+        process.send_signal(signal.SIGINT)
+    said, _ = pool.communicate(timeout=15)
+    assert pool.returncode == 130
+    assert said.count("interrupted (preempted)") == 2
+    assert shell.progress("g").interrupted == 2
+
+
 def test_stop_from_elsewhere_ends_the_workers_and_resume_undoes_it(shell: Shell) -> None:
     shell.environment["STUB_STEPS"] = "40"
     shell("create", "stubs:slow", "--study", "h", "--trials", "3")
@@ -103,7 +115,9 @@ def test_sigterm_ends_a_pool_with_zero_and_its_trials_are_interrupted(shell: She
     pool = shell.start("worker", "t", "--workers", "2")
     eventually(lambda: shell.progress("t").running == 2)
     pool.send_signal(signal.SIGTERM)
-    assert pool.wait(15) == 0
+    said, _ = pool.communicate(timeout=15)
+    assert pool.returncode == 0
+    assert "go on with: studyhall resume t" in said
     assert shell.progress("t").interrupted == 2
 
 

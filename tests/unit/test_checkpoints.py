@@ -86,12 +86,19 @@ def test_a_store_that_cannot_be_written_is_said_and_survived(
 ) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")
-    checkpoints = TrialCheckpoints(Store(str(blocker)), "study/1")
+    checkpoints = TrialCheckpoints(Store(str(blocker / "below")), "study/1")
     with caplog.at_level(logging.WARNING, "studyhall"):
         checkpoints.save(0, b"state")
+        checkpoints.clear()
         checkpoints.close()
     assert "no checkpoint could be written" in caplog.text
     assert str(blocker) in caplog.text
+
+
+def test_a_store_that_is_a_file_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="it is a file"):
+        Store(str(tmp_path / "file"))
 
 
 def test_an_unknown_protocol_is_a_configuration_error() -> None:
