@@ -24,7 +24,7 @@ class CheapDropout:
     """
 
     def __init__(self, layers: Iterable[Any]) -> None:
-        self._plain = [layer for layer in layers if is_plain(layer)]
+        self._plain = [layer for layer in layers if _is_plain(layer)]
         self._rates = [_variable(layer.rate) for layer in self._plain]
 
     @contextmanager
@@ -40,13 +40,13 @@ class CheapDropout:
 
     def take_rates(self, layers: Iterable[Any]) -> None:
         """From now on, drop as these layers of an equal model do."""
-        plain = [layer for layer in layers if is_plain(layer)]
+        plain = [layer for layer in layers if _is_plain(layer)]
         for layer, rate, other in zip(self._plain, self._rates, plain, strict=True):
             layer.rate = other.rate
             rate.assign(other.rate)
 
 
-def is_plain(layer: Any) -> bool:
+def _is_plain(layer: Any) -> bool:
     """Whether it is a Dropout layer that drops single elements."""
     import keras
 

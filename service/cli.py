@@ -626,7 +626,8 @@ def conclude(study: Study) -> None:
         out.print(message, markup=False)
         return
     if progress.state != "finished":
-        out.print(f"it is not finished; go on with: studyhall resume {name}", markup=False)
+        if not progress.workers:
+            out.print(f"it is not finished; go on with: studyhall resume {name}", markup=False)
         return
     if progress.complete == 0:
         what = "time" if progress.late else "budget"
