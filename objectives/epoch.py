@@ -21,6 +21,7 @@ from objectives.formats import Array
 from objectives.pace import Pace
 from objectives.residency import Feed, Piece, feed, untuned
 from objectives.rules import Plan, leaves, on_cpu
+from objectives.state import put
 
 _log = logging.getLogger("studyhall")
 
@@ -126,13 +127,13 @@ class Programs:
 
     def serve(self, twin: Any) -> None:
         """Train on from another model's values; it differs from this one in nothing else."""
-        _copy(twin, self.model)
+        put(_variables(self.model), _variables(twin))
         self.dropout.take_rates(_hashed_layers(twin, self._plan))
         self.train.pace, self.test.pace = Pace(), Pace()
 
     def give(self, twin: Any) -> None:
         """Let another model have what this one has become."""
-        _copy(self.model, twin)
+        put(_variables(twin), _variables(self.model))
 
 
 class EpochTrainer:
@@ -209,11 +210,8 @@ def _hashed_layers(model: Any, plan: Plan) -> list[Any]:
     return list(leaves(model)) if hashes_dropout(plan) else []
 
 
-def _copy(source: Any, target: Any) -> None:
-    new = [*source.variables, *source.optimizer.variables]
-    old = [*target.variables, *target.optimizer.variables]
-    for variable, value in zip(old, new, strict=True):
-        variable.assign(value)
+def _variables(model: Any) -> list[Any]:
+    return [*model.variables, *model.optimizer.variables]
 
 
 def _peak_device_bytes() -> float:

@@ -51,16 +51,21 @@ def lent(
     # Only after a training that ended in order, and if no callback has changed the model itself.
     if programs.model is not model:
         programs.give(model)
-    if key and key == _key(programs.model, plan, *sizes) and model.count_params() <= MAX_WEIGHTS:
+    if key and key == _key(programs.model, plan, *sizes):
         _kept[key] = programs
         while len(_kept) > MAX_KEPT:
             _kept.popitem(last=False)
 
 
 def _key(model: Any, plan: Plan, *batch_sizes: int) -> str | None:
-    """What twins have in common; None for a model that may hold more than Keras writes of it."""
+    """What twins have in common.
+
+    None for a model that is too large to keep or may hold more than Keras writes of it.
+    """
     import keras
 
+    if model.count_params() > MAX_WEIGHTS:
+        return None
     if any(map(_is_altered, (model, *leaves(model)))) or _excludes(model.optimizer):
         return None
     try:

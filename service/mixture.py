@@ -106,13 +106,12 @@ class Mixture(_MixtureOfProductDistribution):
                 tables.append(_discrete(d, x[:, i]))
             else:
                 continuous.append((d, np.log(x[:, i]) if d.is_log else x[:, i]))
-        points, factors, constant = _expanded(continuous)
+        points, factors, constant = _expanded(continuous, len(x), len(self.weights))
         constant = np.log(self.weights) + constant
         total = LogSumExp(len(x))
         for start in range(0, len(constant), BLOCK):
             kernels = slice(start, start + BLOCK)
-            block = points @ factors[:, kernels] if continuous else np.zeros((len(x), 1))
-            block = block + constant[kernels]
+            block = points @ factors[:, kernels] + constant[kernels]
             for table, rows in tables:
                 block += table[rows, kernels]
             total.add(block)
@@ -130,20 +129,24 @@ def _can_be_weighed(d: Any, x: Floats) -> bool:
     return bool(wide and d.low < x.min() and x.max() < d.high)
 
 
-def _expanded(continuous: list[tuple[Any, Floats]]) -> tuple[Floats, Floats, Any]:
+def _expanded(
+    continuous: list[tuple[Any, Floats]], candidates: int, kernels: int
+) -> tuple[Floats, Floats, Any]:
     """All continuous parameters' densities, such that one product of matrices has them.
 
     (x - mu)^2 / (2 sigma^2) is x^2 a - x b + c, with a, b and c of the kernel alone.
 
     Args:
         continuous: Each parameter's kernels and the candidates' values (or their logarithms).
+        candidates: How many candidates there are.
+        kernels: How many kernels.
 
     Returns:
         Of the candidates, (candidates, 2 parameters); of the kernels, (2 parameters, kernels); and
         what is the same for all candidates, (kernels,).
     """
     if not continuous:
-        return np.empty(0), np.empty((0, 0)), 0.0
+        return np.empty((candidates, 0)), np.empty((0, kernels)), 0.0
     low, high = np.array([[d.adapted_low, d.adapted_high] for d, _ in continuous]).T[:, :, None]
     mu = np.stack([d.mu for d, _ in continuous])
     precision = 1 / np.stack([d.sigma for d, _ in continuous])
@@ -228,9 +231,7 @@ class LogSumExp:
     def value(self) -> Floats:
         """What it comes to; -inf for a row of nothing else."""
         with np.errstate(divide="ignore"):
-            logarithm: Floats = np.log(self._total) + np.where(
-                np.isneginf(self._top), 0, self._top
-            )
+            logarithm: Floats = np.log(self._total) + self._top
         return logarithm
 
 

@@ -9,26 +9,16 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from tiny import DATASET
 
-from objectives import Dataset, rules
+from objectives import rules
 from objectives.dropout import CheapDropout
 from objectives.epoch import Program
 from objectives.residency import Piece, Resident, Streamed, feed, placed
 from objectives.seeds import epoch_order, reseed
-from objectives.sources import Examples, frozen
+from objectives.sources import frozen
 from objectives.training import fit, prepare
 from objectives.watch import Course, FitResult
-
-RNG = np.random.RandomState(1)
-X = RNG.randint(0, 256, (230, 4, 4), dtype=np.uint8)
-Y = (X[:, :2].mean(axis=(1, 2)) > X[:, 2:].mean(axis=(1, 2))).astype(np.int32)
-DATASET = Dataset(
-    Examples(frozen(X[:170]), frozen(Y[:170])),
-    Examples(frozen(X[170:]), frozen(Y[170:])),
-    "generated",
-    "synthetic",
-    "0" * 64,
-)
 
 
 def dense(dropout: float = 0.0) -> Any:

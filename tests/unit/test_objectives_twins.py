@@ -8,22 +8,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from tiny import DATASET
 
-from objectives import Dataset, rules, twins
-from objectives.sources import Examples, frozen
+from objectives import rules, twins
 from objectives.training import fit, prepare
 from objectives.watch import Course, FitResult
 
-RNG = np.random.RandomState(1)
-X = RNG.randint(0, 256, (200, 4, 4), dtype=np.uint8)
-Y = (X[:, :2].mean(axis=(1, 2)) > X[:, 2:].mean(axis=(1, 2))).astype(np.int32)
-DATASET = Dataset(
-    Examples(frozen(X[:150]), frozen(Y[:150])),
-    Examples(frozen(X[150:]), frozen(Y[150:])),
-    "generated",
-    "synthetic",
-    "0" * 64,
-)
 COURSE = Course(
     epochs=3, batch_size=32, patience=None, monitor="val_loss", direction="minimize", seed=4
 )
