@@ -26,6 +26,7 @@ class Held:
         cause: Why the trial ends as it does; written with its state.
         detail: The traceback or message that goes with the cause.
         stale: Whether the lease is known to have passed to another worker.
+        shown: Whether the trial was handed out among others, with what was not written yet.
     """
 
     lease: Lease
@@ -35,6 +36,7 @@ class Held:
     cause: str | None = None
     detail: str | None = None
     stale: bool = False
+    shown: bool = False
 
     def refuse_if_stale(self) -> None:
         """Raise StaleLease if another worker is known to have the trial."""

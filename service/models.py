@@ -124,3 +124,14 @@ class WorkerRow(Base):
     seen_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
     __table_args__ = (Index(None, "study_id"),)
+
+
+class DigestRow(Base):
+    """What a trial's readers want to know of it: made with the write that makes it necessary."""
+
+    __tablename__ = "digests"
+
+    trial_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    finished: Mapped[bool]
+    shape: Mapped[int | None] = mapped_column(BigInteger)
+    digest: Mapped[str]

@@ -19,55 +19,121 @@ not. Transactions that only read do not hold the horizon back.
 *Vanished rows.* What was deleted leaves no row to see. Only ``service.forget`` and a lease's
 take-over delete anything of a trial, and both rewrite the trial's own row, which is seen.
 
-A trial of which anything is new is read again whole. A finished trial cannot change and is read
-once. Children of WAITING trials are not looked at: by Optuna's contract nobody writes them.
-A study that has never been read is read by the same statement, in portions.
+A trial of which anything is new is read again. A finished trial cannot change and is read once.
+Children of WAITING trials are not looked at: by Optuna's contract nobody writes them. A study that
+has never been read is read by the same statement, in portions.
 
-Not everybody wants to know everything. A pruner asks for what has ended, and hears of other trials
-only that they exist; a sampler asks for the parameters of those that run, which are written once;
-with a hundred workers, nobody can afford to follow each other's every report. Each depth has a
-horizon of its own, so what a shallow look has passed over, a deeper one still finds.
+Not everybody wants to know everything. Whoever asks Optuna for trials gets them whole
+(`service.history`). Samplers and pruners of ours go by digests (`service.ledger`), which the
+database makes once, with the write that makes them necessary: pruners hear of what has ended, TPE
+also of the parameters of what runs. With a hundred workers, nobody can afford to follow each
+other's every report, nor to put each other's trials together from their rows.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from service import rows
-from service.history import Depth, History
+from service import digests, rows
+from service.frontier import Frontier
+from service.history import History
+from service.ledger import Ledger
 from service.link import Link
 
 PORTION = 2000
 """Trials that one statement brings at most, so that a large study passes through in a stream."""
 
-NEWS = """-- What of this study is not known here yet.
-SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_depth)s,
+MEANT = 32
+"""Shapes that a reader says it knows; a study of more is told them again now and then."""
+
+NEWS = """-- Trials of this study that are not known here yet.
+SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_running)s,
                     %(p_limit)s)::text"""
+LEARN = """-- Digests of this study's trials that are not known here yet.
+SELECT service.learn(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_running)s,
+                     %(p_shapes)s::bigint[], %(p_limit)s)"""
 
 
-def read(link: Link, study_id: int, history: History, own: Collection[int], depth: Depth) -> bool:
-    """Bring a history up to the database's present; False if the study does not exist.
+def read(
+    link: Link, study_id: int, history: History, own: Collection[int], *, running: bool
+) -> bool:
+    """Bring whole trials up to the database's present; False if the study does not exist.
 
     Args:
         link: The database.
         study_id: Optuna's id of the study.
         history: What is known of it; altered.
         own: Trials that this process alone writes, and knows without reading.
-        depth: What is wanted.
+        running: Whether news of unfinished trials is wanted too.
     """
-    asked = question(study_id, history, own, depth) | {"p_depth": depth, "p_limit": PORTION}
-    answer = link.ask_json(NEWS, asked)
+
+    def take(answer: Any) -> None:
+        _, _, after, unfinished, documents = answer
+        history.frontier.advance(after, unfinished)
+        for trial in rows.documents(documents):
+            if trial._trial_id not in own:
+                history.put(trial)
+
+    asked = {"p_study": study_id, **history.frontier.question(own)}
+    return _read(link, NEWS, asked, history.frontier, take, running)
+
+
+def learn(link: Link, study_id: int, ledger: Ledger, *, running: bool) -> bool:
+    """Bring digests up to the database's present; False if the study does not exist.
+
+    Args:
+        link: The database.
+        study_id: Optuna's id of the study.
+        ledger: What is known of it; altered.
+        running: Whether the parameters of running trials are wanted too.
+    """
+    asked = question(study_id, ledger)
+    return _read(link, LEARN, asked, ledger.frontier, lambda answer: take(answer, ledger), running)
+
+
+def question(study_id: int, ledger: Ledger) -> dict[str, Any]:
+    """The arguments of a statement that brings digests."""
+    known = [str(key) for key in ledger.shapes if key is not None][-MEANT:]
+    return {
+        "p_study": study_id,
+        "p_shapes": f"{{{','.join(known)}}}",
+        **ledger.frontier.question(),
+    }
+
+
+def take(answer: Any, ledger: Ledger) -> None:
+    """Put the digests of an answer into the ledger."""
+    _, _, after, unfinished, shapes, arrays = answer
+    ledger.frontier.advance(after, unfinished)
+    if shapes:
+        ledger.learn(digests.shapes(shapes))
+    ledger.put(digests.digests(arrays, ledger.shapes))
+
+
+def _read(
+    link: Link,
+    statement: str,
+    asked: dict[str, Any],
+    frontier: Frontier,
+    take: Callable[[Any], None],
+    running: bool,
+) -> bool:
+    asked |= {"p_since": frontier.since, "p_running": running, "p_limit": PORTION}
+    answer = link.ask_json(statement, asked)
     if answer is None:
         return False
     since = answer[0]
     with _collector_at_rest(answer[1] == PORTION):
-        while take(answer, history, own) == PORTION:
-            asked |= {"p_after": history.after, "p_known": "{}"}
-            answer = link.ask_json(NEWS, asked)
-    history.has_seen(depth, since)
+        take(answer)
+        while answer[1] == PORTION:
+            asked |= {"p_after": frontier.after, "p_known": "{}"}
+            answer = link.ask_json(statement, asked)
+            take(answer)
+    if running:
+        frontier.since = since
     return True
 
 
@@ -82,27 +148,3 @@ def _collector_at_rest(large: bool) -> Iterator[None]:
     finally:
         if pause:
             gc.enable()
-
-
-def question(
-    study_id: int, history: History, own: Collection[int], depth: Depth = "finished"
-) -> dict[str, Any]:
-    """The arguments of a statement that asks for news."""
-    known = ",".join(str(trial_id) for trial_id in history.unfinished if trial_id not in own)
-    return {
-        "p_study": study_id,
-        "p_after": history.after,
-        "p_known": f"{{{known}}}",
-        "p_since": history.since[depth],
-    }
-
-
-def take(answer: Any, history: History, own: Collection[int]) -> int:
-    """Put the trials of an answer into the history; returns how many of them are new."""
-    _, created, after, unfinished, documents = answer
-    history.after = max(history.after, after or -1)
-    history.unfinished.update(unfinished or ())
-    for trial in rows.documents(documents):
-        if trial._trial_id not in own:
-            history.put(trial)
-    return int(created)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from service.history import History
+from service.digests import Digest, Shape
+from service.ledger import Ledger
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -47,74 +48,72 @@ class Observations:
     """What TPE asks of a study with one objective, without going through its trials again.
 
     Args:
-        history: What is known of the study.
+        ledger: What is known of the study.
 
     Attributes:
         constrained: Whether any trial has constraints, which nothing here knows how to handle.
         space: The parameters that all COMPLETE and PRUNED trials share; None while there are none.
     """
 
-    def __init__(self, history: History) -> None:
-        self._history = history
-        self._sign = -1.0 if history.directions[0] == StudyDirection.MAXIMIZE else 1.0
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._sign = -1.0 if ledger.directions[0] == StudyDirection.MAXIMIZE else 1.0
         self._read = 0
         self._count = 0
         self._params: dict[str, Column] = {}
         self._number, self._key, self._step = Column(), Column(), Column()
         self._pruned = Column()
+        self._shape: Shape | None = None
         self.constrained = False
         self.space: dict[str, BaseDistribution] | None = None
 
     @classmethod
-    def of(cls, history: History) -> Observations:
-        """The observations that go with a history, brought up to it."""
-        with history.lock:
-            if "observations" not in history.memory:
-                history.memory["observations"] = cls(history)
-            found: Observations = history.memory["observations"]
-            found._take_in()
-        return found
+    def of(cls, ledger: Ledger) -> Observations:
+        """The observations that go with a ledger, brought up to it."""
+        return ledger.derived(cls, cls._take_in)
 
     def __len__(self) -> int:
         return self._count
 
     def _take_in(self) -> None:
-        finished = self._history.finished
-        new = [trial for trial in finished[self._read :] if trial.state != TrialState.FAIL]
+        finished = self._ledger.finished
+        new = [trial for trial in finished[self._read :] if trial.state is not TrialState.FAIL]
         self._read = len(finished)
         if new:
             self._add(new)
 
-    def _add(self, trials: list[FrozenTrial]) -> None:
+    def _add(self, trials: list[Digest]) -> None:
         self._number.extend([trial.number for trial in trials])
-        self._pruned.extend([trial.state == TrialState.PRUNED for trial in trials])
+        self._pruned.extend([trial.state is TrialState.PRUNED for trial in trials])
         scores = [self._score(trial) for trial in trials]
         self._step.extend([step for step, _ in scores])
         self._key.extend([key for _, key in scores])
-        for name in {name for trial in trials for name in trial._distributions}:
-            self._params.setdefault(name, Column(self._count))
-        for name, column in self._params.items():
-            column.extend([_internal(trial, name) for trial in trials])
-        self._count += len(trials)
         for trial in trials:
-            self.constrained = self.constrained or bool(trial._system_attrs and trial.constraints)
-            self._intersect(trial._distributions)
+            self.constrained = self.constrained or trial.is_constrained
+            if trial.shape is not self._shape:
+                self._intersect(trial.shape)
+        for name, column in self._params.items():
+            column.extend([trial.param(name) for trial in trials])
+        self._count += len(trials)
 
-    def _score(self, trial: FrozenTrial) -> tuple[float, float]:
+    def _score(self, trial: Digest) -> tuple[float, float]:
         """How a trial ranks among its like: the pruned one that came farther is the better."""
-        if trial.state == TrialState.COMPLETE:
+        if trial.state is TrialState.COMPLETE:
             return 0.0, self._sign * trial.values[0] if trial.values else math.inf
-        if not trial.intermediate_values:
+        if not trial.steps:
             return 1.0, 0.0
-        step, value = max(trial.intermediate_values.items())
-        return -float(step), math.inf if math.isnan(value) else self._sign * value
+        value = trial.reported[-1]
+        return -float(trial.steps[-1]), math.inf if math.isnan(value) else self._sign * value
 
-    def _intersect(self, distributions: dict[str, BaseDistribution]) -> None:
+    def _intersect(self, shape: Shape) -> None:
+        self._shape = shape
+        for name in shape.places:
+            self._params.setdefault(name, Column(self._count))
         if self.space is None:
-            self.space = dict(sorted(distributions.items()))
+            self.space = dict(sorted(shape.distributions.items()))
             return
         for name, distribution in [*self.space.items()]:
-            found = distributions.get(name)
+            found = shape.distributions.get(name)
             if found is not distribution and found != distribution:
                 del self.space[name]
 
@@ -153,8 +152,3 @@ class Observations:
             table[index] = math.nan if column is None else column.values[places]
         whole = ~np.isnan(table).any(axis=0)
         return self._number.values[places][whole], table[:, whole]
-
-
-def _internal(trial: FrozenTrial, name: str) -> float:
-    of = trial._distributions.get(name)
-    return math.nan if of is None else of.to_internal_repr(trial._params[name])

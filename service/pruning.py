@@ -19,7 +19,7 @@ from optuna.pruners._percentile import (
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from service.history import History
+from service.ledger import Ledger
 from service.observations import Column
 from service.storage import StudyStorage
 
@@ -28,32 +28,27 @@ class Steps:
     """What the complete trials of a study reported at each step.
 
     Args:
-        history: What is known of the study.
+        ledger: What is known of the study.
     """
 
-    def __init__(self, history: History) -> None:
-        self._history = history
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._read = 0
         self._values: dict[int, Column] = {}
         self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}
         self.complete = 0
 
     @classmethod
-    def of(cls, history: History) -> Steps:
-        """The steps that go with a history, brought up to it."""
-        with history.lock:
-            if "steps" not in history.memory:
-                history.memory["steps"] = cls(history)
-            found: Steps = history.memory["steps"]
-            found._take_in()
-        return found
+    def of(cls, ledger: Ledger) -> Steps:
+        """The steps that go with a ledger, brought up to it."""
+        return ledger.derived(cls, cls._take_in)
 
     def _take_in(self) -> None:
-        finished, new = self._history.finished, defaultdict(list)
+        finished, new = self._ledger.finished, defaultdict(list)
         for trial in finished[self._read :]:
-            if trial.state == TrialState.COMPLETE:
+            if trial.state is TrialState.COMPLETE:
                 self.complete += 1
-                for step, value in trial.intermediate_values.items():
+                for step, value in zip(trial.steps, trial.reported, strict=True):
                     new[step].append(value)
         self._read = len(finished)
         for step, values in new.items():

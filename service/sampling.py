@@ -9,17 +9,20 @@ ours are left to Optuna's own code.
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
-from optuna.samplers._tpe.sampler import default_gamma
+from optuna.samplers._tpe.sampler import _RELATIVE_PARAMS_KEY, default_gamma
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from service.history import Depth
+from service.digests import Digest
 from service.mixture import ParzenEstimator
 from service.observations import Floats, Observations
 from service.storage import StudyStorage
@@ -73,9 +76,8 @@ class TPESampler(optuna.samplers.TPESampler):
         if not isinstance(storage, StudyStorage) or filtered or len(study.directions) > 1:
             return None
         # Only a constant liar counts trials that run; whoever has finished is all that others ask.
-        depth: Depth = "params" if self._constant_liar else "finished"
-        look = storage.history if fresh else storage.known
-        seen = Observations.of(look(study._study_id, depth))
+        running = bool(self._constant_liar)
+        seen = Observations.of(storage.ledger(study._study_id, running=running, look=fresh))
         return None if seen.constrained else seen
 
     def _sample(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
@@ -100,11 +102,11 @@ class TPESampler(optuna.samplers.TPESampler):
         """The bad trials with those that run now among them, by trial number."""
         if not self._constant_liar:
             return table
+        told = self._is_multivariate(study)
         running = [
-            (other.number, [of.to_internal_repr(params[name]) for name, of in space.items()])
+            (other.number, values)
             for other in _running(study)
-            if other.number != trial.number
-            and space.keys() <= (params := self._get_params(other, study)).keys()
+            if other.number != trial.number and (values := _going_to_use(other, space, told))
         ]
         if not running:
             return table
@@ -121,7 +123,39 @@ class TPESampler(optuna.samplers.TPESampler):
         return cls(observations, search_space, self._parzen_estimator_parameters)
 
 
-def _running(study: Study) -> list[FrozenTrial]:
+def _running(study: Study) -> Iterable[Digest]:
     storage = study._storage
     assert isinstance(storage, StudyStorage)
-    return storage.known(study._study_id, "params").trials((TrialState.RUNNING,))
+    return storage.ledger(study._study_id, running=True, look=False).running.values()
+
+
+def _going_to_use(trial: Digest, space: Space, told: bool) -> list[float] | None:
+    """The internal values of a running trial's parameters in a space; None if it lacks any.
+
+    Args:
+        trial: The trial.
+        space: The parameters that are asked for.
+        told: Whether what the trial's sampler has only announced counts as well.
+    """
+    places = trial.shape.places
+    if space.keys() <= places.keys():
+        return [trial.params[places[name]] for name in space]
+    announced = _announced(trial) if told else {}
+    if not space.keys() <= places.keys() | announced.keys():
+        return None
+    return [
+        trial.params[places[name]] if name in places else of.to_internal_repr(announced[name])
+        for name, of in space.items()
+    ]
+
+
+def _announced(trial: Digest) -> dict[str, Any]:
+    """What a running trial is going to suggest, as Optuna's sampler has noted it."""
+    keys = (f"{_RELATIVE_PARAMS_KEY}:{index}" for index in itertools.count())
+    chunks = itertools.takewhile(trial.notes.__contains__, keys)
+    text = "".join(json.loads(trial.notes[key]) for key in chunks)
+    try:
+        found: dict[str, Any] = json.loads(text) if text else {}
+    except json.JSONDecodeError:  # its chunks are being written at this moment
+        return {}
+    return found

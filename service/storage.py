@@ -8,7 +8,7 @@ database makes a write to it only if the lease's token is still the newest. All 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 from service import database, news
 from service.errors import StaleLease
 from service.held import Held
-from service.history import History
 from service.leases import Lease, Orders
+from service.ledger import Ledger
 from service.link import Link
 from service.trials import Trials
 from service.writes import Batch, call
@@ -60,15 +60,14 @@ class StudyStorage(Trials):
         trial = lease.trial or self._read(lease.trial_id)
         with self._lock:
             self._held[lease.trial_id] = Held(lease, trial)
-            self._history(lease.study_id).put(trial)
             self.orders = Orders(None, False)
 
     def drop(self, lease: Lease) -> None:
         """Forget the lease: the trial has ended or has passed to another worker."""
         with self._lock:
             held = self._held.pop(lease.trial_id, None)
-            if held is not None and not held.trial.state.is_finished():
-                self._history(lease.study_id).look_again()
+            if held is not None and held.shown:
+                self._known(lease.study_id).history.look_again()
 
     def outcome(self, cause: str | None, detail: str | None = None) -> None:
         """Say why the trials that are held end as they do; written when their state is."""
@@ -91,7 +90,6 @@ class StudyStorage(Trials):
         held = self._held[lease.trial_id]
         self._heed(self._link.ask(FORGET, given), lease.trial_id)
         held.forget(step)
-        self._keep(held)
 
     def finish(
         self,
@@ -136,7 +134,7 @@ class StudyStorage(Trials):
             self._heed(verdict, held.lease.trial_id)
             held.written(batch)
             held.end(state, values, ended[0])
-            self._keep(held)
+            self._known(held.lease.study_id).history.put(held.trial)
             del self._held[held.lease.trial_id]
         return True
 
@@ -150,23 +148,18 @@ class StudyStorage(Trials):
                 "p_token": held.lease.token,
                 **batch.arguments(),
             }
-            history = self._history(held.lease.study_id)
-            if batch.steps and held.lease.study_id in self._followed:
-                given |= news.question(held.lease.study_id, history, self._held)
+            study_id = held.lease.study_id
+            ledger = self._known(study_id).ledger
+            if batch.steps and study_id in self._followed:
+                given |= news.question(study_id, ledger)
             verdict, *rest = self._link.ask_json(call("write", given), given)
             self._heed(verdict, held.lease.trial_id)
             orders, told = rest
             self.orders = Orders(*orders) if orders else self.orders
             held.written(batch)
-            self._keep(held)
             if told:
-                news.take(told, history, self._held)
-                history.has_seen("finished", told[0])
-                history.fresh = True
-
-    def _keep(self, held: Held) -> None:
-        with self._lock:
-            self._history(held.lease.study_id).put(held.trial)
+                news.take(told, ledger)
+                ledger.fresh = True
 
     def _heed(self, verdict: str, trial_id: int) -> None:
         held = self._held.get(trial_id)
@@ -194,7 +187,6 @@ class StudyStorage(Trials):
         held.refuse_if_stale()
         with self._lock:
             held.suggest(param_name, param_value_internal, distribution)
-            self._keep(held)
 
     def _write(self, trial_id: int, batch: Batch) -> None:
         held = self._held.get(trial_id)
@@ -202,9 +194,7 @@ class StudyStorage(Trials):
             super()._write(trial_id, batch)
             return
         held.refuse_if_stale()
-        if held.note(batch):
-            self._keep(held)
-        else:
+        if not held.note(batch):
             self._write_held(held, batch)
 
     def set_trial_state_values(
@@ -225,16 +215,28 @@ class StudyStorage(Trials):
             held = self._held.get(trial_id)
         return held.lease.study_id if held is not None else super()._study(trial_id)
 
-    def followed(self, study_id: int) -> History:
-        """The history as far as finished trials go, for a pruner that asks after every report.
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        with self._lock:
+            for held in self._held.values():
+                held.shown = True
+                self._known(held.lease.study_id).history.put(held.trial)
+            return super().get_all_trials(study_id, deepcopy, states)
+
+    def followed(self, study_id: int) -> Ledger:
+        """What is known of finished trials, for a pruner that asks after every report.
 
         From the first call on, each report of a trial that is held brings the study's news along,
         and the call that follows it reads nothing.
         """
         with self._lock:
             self._followed.add(study_id)
-            history = self._history(study_id)
-            if history.fresh:
-                history.fresh = False
-                return history
-            return self.history(study_id, "finished")
+            ledger = self._known(study_id).ledger
+            if ledger.fresh:
+                ledger.fresh = False
+                return ledger
+            return self.ledger(study_id)

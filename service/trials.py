@@ -10,6 +10,7 @@ import copy
 import json
 import threading
 from collections.abc import Collection, Container, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
@@ -18,7 +19,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from service import news, rows
-from service.history import Depth, History, only_finished
+from service.history import History, only_finished
+from service.ledger import Ledger
 from service.link import Link
 from service.shelf import Shelf, no_study
 from service.writes import Batch, call
@@ -35,6 +37,21 @@ CHUNK = 1000
 """Trials that one statement of a bulk import creates."""
 
 
+@dataclass
+class Known:
+    """What a process knows of a study.
+
+    Attributes:
+        name: Its name.
+        ledger: Its trials as samplers and pruners want them.
+        history: Its trials as Optuna hands them out, if anybody asked for them.
+    """
+
+    name: str
+    ledger: Ledger
+    history: History
+
+
 class Trials(Shelf):
     """What Optuna's storage does to trials; safe for a process's threads.
 
@@ -45,7 +62,7 @@ class Trials(Shelf):
     def __init__(self, link: Link) -> None:
         super().__init__(link)
         self._lock = threading.RLock()
-        self._histories: dict[int, History] = {}
+        self._studies: dict[int, Known] = {}
         self._new: dict[int, FrozenTrial] = {}
         self._study_of: dict[int, int] = {}
 
@@ -62,42 +79,49 @@ class Trials(Shelf):
     def delete_study(self, study_id: int) -> None:
         super().delete_study(study_id)
         with self._lock:
-            self._histories.pop(study_id, None)
+            self._studies.pop(study_id, None)
 
     def _facts(self, study_id: int) -> tuple[str, list[StudyDirection]]:
-        history = self._history(study_id)
-        return history.name, list(history.directions)
+        known = self._known(study_id)
+        return known.name, list(known.ledger.directions)
 
-    def _history(self, study_id: int) -> History:
+    def _known(self, study_id: int) -> Known:
         with self._lock:
-            history = self._histories.get(study_id)
-            if history is None:
-                history = History(*super()._facts(study_id))
-                self._histories[study_id] = history
+            known = self._studies.get(study_id)
+            if known is None:
+                name, directions = super()._facts(study_id)
+                known = self._studies[study_id] = Known(name, Ledger(directions), History())
+            return known
+
+    def _history(self, study_id: int, *, running: bool) -> History:
+        """The whole trials of a study, brought up to the present."""
+        with self._lock:
+            history = self._known(study_id).history
+            if not news.read(self._link, study_id, history, self._own, running=running):
+                self._studies.pop(study_id, None)
+                raise no_study(study_id)
             return history
 
-    def history(self, study_id: int, depth: Depth = "all") -> History:
-        """What is known of a study, brought up to the present; to be read, not altered.
+    def ledger(self, study_id: int, *, running: bool = False, look: bool = True) -> Ledger:
+        """What samplers and pruners want to know of a study; to be read, not altered.
 
         Args:
             study_id: Optuna's id of the study.
-            depth: How much of the news is wanted; nothing less is known afterwards.
+            running: Whether the parameters of running trials are wanted too.
+            look: Whether it must be the database's present; else what was learnt before will do.
 
         Raises:
             KeyError: There is no such study.
         """
         with self._lock:
-            history = self._history(study_id)
-            if not news.read(self._link, study_id, history, self._own, depth):
-                self._histories.pop(study_id, None)
+            ledger = self._known(study_id).ledger
+            known = ledger.frontier.since if running else ledger.frontier.looked
+            if (look or not known) and not news.learn(
+                self._link, study_id, ledger, running=running
+            ):
+                self._studies.pop(study_id, None)
                 raise no_study(study_id)
-            return history
-
-    def known(self, study_id: int, depth: Depth) -> History:
-        """As `history`, but what was once seen so deep is not asked for anew."""
-        with self._lock:
-            history = self._history(study_id)
-            return history if history.since[depth] else self.history(study_id, depth)
+            return ledger
 
     # Writing trials
 
@@ -149,7 +173,7 @@ class Trials(Shelf):
 
     def _check_compatible(self, trial_id: int, name: str, distribution: BaseDistribution) -> None:
         study_id = self._study(trial_id)
-        known = self._history(study_id).distributions if study_id is not None else {}
+        known = self._known(study_id).ledger.distributions if study_id is not None else {}
         if name not in known:
             text = self._link.ask(DISTRIBUTION, {"trial_id": trial_id, "name": name})
             known[name] = distribution if text is None else rows.distribution(text)
@@ -206,8 +230,8 @@ class Trials(Shelf):
             new = self._new.pop(trial_id, None)
             if new is not None:
                 return new
-            for history in self._histories.values():
-                known = history.get(trial_id)
+            for study in self._studies.values():
+                known = study.history.get(trial_id)
                 if known is not None and known.state.is_finished():
                     return known
         return self._read(trial_id)
@@ -223,8 +247,8 @@ class Trials(Shelf):
         with self._lock:
             if trial_id in self._study_of:
                 return self._study_of[trial_id]
-            for study_id, history in self._histories.items():
-                if history.get(trial_id) is not None:
+            for study_id, study in self._studies.items():
+                if study.history.get(trial_id) is not None:
                     return study_id
         return None
 
@@ -235,7 +259,7 @@ class Trials(Shelf):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         with self._lock:
-            history = self.history(study_id, "finished" if only_finished(states) else "all")
+            history = self._history(study_id, running=not only_finished(states))
             trials = history.trials(states)
         return copy.deepcopy(trials) if deepcopy else trials
 
@@ -243,18 +267,21 @@ class Trials(Shelf):
         self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None
     ) -> int:
         states = (state,) if isinstance(state, TrialState) else state
+        if states is None or not only_finished(states):
+            return len(self.get_all_trials(study_id, deepcopy=False, states=states))
         with self._lock:
-            depth: Depth = "finished" if only_finished(states) else "params"
-            return len(self.history(study_id, depth).trials(states))
+            return sum(digest.state in states for digest in self.ledger(study_id).finished)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        with self._lock:
-            history = self.history(study_id, "finished")
-        if len(history.directions) > 1:
+        ledger = self.ledger(study_id)
+        if len(ledger.directions) > 1:
             raise RuntimeError("a study of several objectives has no single best trial")
-        if history.best is None:
+        if ledger.best is None:
             raise ValueError("no trial is complete yet")
-        return history.best
+        best = self.get_trial(ledger.best.trial_id)
+        with self._lock:
+            self._known(study_id).history.put(best)
+        return best
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         trial_id = self._link.ask(ID, {"study_id": study_id, "number": trial_number})

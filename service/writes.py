@@ -33,6 +33,7 @@ CASTS = {
     "p_system_of": "int[]",
     "p_step_of": "int[]",
     "p_known": "int[]",
+    "p_shapes": "bigint[]",
 }
 
 

@@ -19,7 +19,6 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
 from service import Hall, Study, database, leases, news
-from service.history import Depth
 from service.link import REPLAN
 from service.storage import StudyStorage
 
@@ -170,26 +169,27 @@ def test_standing_trials_are_not_read_again(
         for _ in range(200)
     ]
     ids = writer.add_trials(study_id, templates)
-    history = reader.history(study_id)
+    assert len(seen(reader, study_id)) == 400
     assert news_of(reader, study_id) == []
     writer.set_trial_intermediate_value(ids[7], 1, 2.0)
     assert writer.set_trial_state_values(ids[300], TrialState.RUNNING)
     assert sorted(document[0] for document in news_of(reader, study_id)) == [ids[7], ids[300]]
-    assert len(history) == 400
 
 
 def test_what_a_shallow_look_passes_over_a_deeper_one_finds(
     writer: StudyStorage, reader: StudyStorage, study_id: int
 ) -> None:
     first, second = writer.create_new_trial(study_id), writer.create_new_trial(study_id)
-    assert len(reader.history(study_id, "finished")) == 0
+    assert reader.ledger(study_id).finished == []
     writer.set_trial_param(first, "x", 0.5, UNIT)
     writer.set_trial_intermediate_value(first, 0, 1.0)
     writer.set_trial_state_values(second, TrialState.COMPLETE, [1.0])
-    assert [t._trial_id for t in reader.history(study_id, "finished")] == [second]
-    assert [t.params for t in reader.history(study_id, "params")] == [{"x": 0.5}, {}]
+    assert [digest.trial_id for digest in reader.ledger(study_id).finished] == [second]
+    assert reader.ledger(study_id).running == {}
+    running = reader.ledger(study_id, running=True).running
+    assert {trial_id: digest.params for trial_id, digest in running.items()} == {first: [0.5]}
     writer.set_trial_intermediate_value(first, 1, 2.0)
-    assert news_of(reader, study_id, "params") == []
+    assert learnt_by(reader, study_id) == []
     assert seen(reader, study_id)[0].intermediate_values == {0: 1.0, 1: 2.0}
 
 
@@ -220,12 +220,22 @@ def values_touched(storage: StudyStorage) -> int:
     )
 
 
-def news_of(reader: StudyStorage, study_id: int, depth: Depth = "all") -> list[list[Any]]:
-    """The documents that the next look would bring, without looking."""
-    history = reader._histories[study_id]
-    asked = news.question(study_id, history, (), depth) | {"p_depth": depth, "p_limit": 2000}
-    documents = reader._link.ask_json(news.NEWS, asked)[-1]
+def news_of(reader: StudyStorage, study_id: int) -> list[list[Any]]:
+    """The documents that the next look at whole trials would bring, without looking."""
+    frontier = reader._studies[study_id].history.frontier
+    asked = {"p_study": study_id, **frontier.question(), "p_since": frontier.since}
+    documents = reader._link.ask_json(news.NEWS, asked | {"p_running": True, "p_limit": 2000})[-1]
     return [] if documents is None else documents[1]
+
+
+def learnt_by(reader: StudyStorage, study_id: int) -> list[list[Any]]:
+    """The digests that the next look would bring, without looking."""
+    ledger = reader._studies[study_id].ledger
+    asked = news.question(study_id, ledger) | {"p_since": ledger.frontier.since}
+    digests: list[list[Any]] = reader._link.ask_json(
+        news.LEARN, asked | {"p_running": True, "p_limit": 2000}
+    )[-1]
+    return digests
 
 
 def test_a_study_larger_than_a_portion_is_read_whole(
