@@ -1,6 +1,6 @@
 """StudyStorage beside Optuna's RDBStorage, on one PostgreSQL server, in one run.
 
-    make bench-storage                                    everything, about 20 minutes
+    make bench-storage                                    everything, about 25 minutes
     python benchmarks/storage.py --short                  the same in small, about 2 minutes
     python benchmarks/storage.py --only fleet --seconds 60
 
@@ -80,8 +80,12 @@ class Row:
 
 def run_trial(
     trial: optuna.Trial, epoch_seconds: float, prune: bool
-) -> tuple[TrialState, float | None]:
-    """Eight parameters, ten reported epochs that take no time or sleep; fewer if pruned."""
+) -> tuple[TrialState, float | None, int]:
+    """Eight parameters, ten reported epochs that take no time or sleep; fewer if pruned.
+
+    Returns:
+        How the trial ended, its value, its epochs.
+    """
     values = [trial._suggest(name, of) for name, of in SPACE.items()]
     level = abs(float(values[2]) - 0.3) + abs(float(values[3]) - 0.5)
     noise = random.Random(trial.number)
@@ -90,8 +94,8 @@ def run_trial(
             time.sleep(epoch_seconds)
         trial.report(level + 1 / (epoch + 1) + noise.random() * 0.2, epoch)
         if trial.should_prune() and prune:
-            return TrialState.PRUNED, None
-    return TrialState.COMPLETE, level
+            return TrialState.PRUNED, None, epoch + 1
+    return TrialState.COMPLETE, level, EPOCHS
 
 
 class Stock:
@@ -102,10 +106,11 @@ class Stock:
     def __init__(self, url: str) -> None:
         self.study = optuna.load_study(study_name=NAME, storage=RDBStorage(url))
 
-    def trial(self, epoch_seconds: float = 0.0, prune: bool = False) -> None:
+    def trial(self, epoch_seconds: float = 0.0, prune: bool = False) -> int:
         trial = self.study.ask()
-        state, value = run_trial(trial, epoch_seconds, prune)
+        state, value, epochs = run_trial(trial, epoch_seconds, prune)
         self.study.tell(trial, value, state)
+        return epochs
 
 
 class Ours:
@@ -121,16 +126,17 @@ class Ours:
         )
         self.worker = f"{os.getpid()}"
 
-    def trial(self, epoch_seconds: float = 0.0, prune: bool = False) -> None:
+    def trial(self, epoch_seconds: float = 0.0, prune: bool = False) -> int:
         lease = leases.claim(self.engine, self.study._study_id, self.worker, 60.0)
         assert lease is not None
         self.storage.hold(lease)
         self.study.sampler = sampling.TPESampler(seed=lease.number)
         self.study._thread_local.cached_all_trials = None
         trial = optuna.Trial(self.study, lease.trial_id)
-        state, value = run_trial(trial, epoch_seconds, prune)
+        state, value, epochs = run_trial(trial, epoch_seconds, prune)
         self.study.tell(trial, value, state)
         self.storage.drop(lease)
+        return epochs
 
 
 class Plain:
@@ -293,20 +299,46 @@ def join(name: str, url: str) -> float:
     return seconds(first)
 
 
-def bench_fleet(url: str, workers: int, epoch: float, length: float, stock: bool) -> list[float]:
-    """Trials a second of so many workers together, with stock Optuna or with ours."""
+@dataclass(frozen=True)
+class Pace:
+    """What a fleet does in a second, and how many of its workers died."""
+
+    trials: float
+    epochs: float
+    died: int
+
+    def __str__(self) -> str:
+        died = f", {self.died} workers died" if self.died else ""
+        return f"{self.trials:.1f} trials/s ({self.epochs:.0f} epochs/s){died}"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """So many workers on a new study; ``prune``: whether they heed the pruner's verdicts."""
+
+    workers: int
+    epoch: float
+    prune: bool = True
+
+    def __str__(self) -> str:
+        work = f"{self.epoch * 1e3:g} ms epochs" if self.epoch else "no work"
+        return f"{self.workers} workers, {work}" + ("" if self.prune else ", nothing pruned")
+
+
+def bench_fleet(url: str, fleet: Fleet, length: float, stock: bool) -> Pace:
+    """A fleet with stock Optuna or with ours."""
     name = "stock" if stock else "ours"
-    target = make(url, f"fleet_{name}_{workers}_{epoch:g}", 0, stock)
-    command = [sys.executable, __file__, "--worker", "fleet", name, target, str(epoch)]
+    target = make(url, f"fleet_{name}_{fleet}", 0, stock)
+    command = [sys.executable, __file__, "--worker", "fleet", name, target]
     processes = [
         subprocess.Popen(
-            [*command, str(length)],
+            [*command, str(fleet.epoch), str(length), str(int(fleet.prune))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(workers)
+        for _ in range(fleet.workers)
     ]
     for process in processes:
         assert process.stdout is not None
@@ -316,46 +348,43 @@ def bench_fleet(url: str, workers: int, epoch: float, length: float, stock: bool
             process.stdin.write("go\n")
             process.stdin.flush()
     counts = [report(process) for process in processes]
-    return [sum(count or 0 for count in counts) / length, counts.count(None)]
+    trials, epochs = (sum(count[i] for count in counts if count) / length for i in (0, 1))
+    return Pace(trials, epochs, counts.count(None))
 
 
-def report(process: subprocess.Popen[str]) -> int | None:
-    """How many trials a worker has finished; None if it died."""
+def report(process: subprocess.Popen[str]) -> tuple[int, int] | None:
+    """How many trials and epochs a worker has finished; None if it died."""
     out, err = process.communicate()
     if process.returncode != 0:
         last = (err.strip().splitlines() or ["no message"])[-1]
         print(f"  a worker died: {last[:160]}", file=sys.stderr)
         return None
-    return int(out.strip().splitlines()[-1])
+    trials, epochs = out.strip().splitlines()[-1].split()
+    return int(trials), int(epochs)
 
 
-def fleet(name: str, url: str, epoch: float, length: float) -> int:
-    """One worker of a fleet: trials finished within the time."""
+def fleet(name: str, url: str, epoch: float, length: float, prune: float) -> str:
+    """One worker of a fleet: trials and epochs finished within the time."""
     side = SIDES[name](url)
     print("ready", flush=True)
     sys.stdin.readline()
-    deadline, finished = time.monotonic() + length, 0
+    deadline, trials, epochs = time.monotonic() + length, 0, 0
     while time.monotonic() < deadline:
-        side.trial(epoch, prune=True)
-        finished += time.monotonic() < deadline
-    return finished
+        more = side.trial(epoch, prune=bool(prune))
+        if time.monotonic() < deadline:
+            trials, epochs = trials + 1, epochs + more
+    return f"{trials} {epochs}"
 
 
-def bench_fleets(url: str, length: float, sizes: list[tuple[int, float, bool]]) -> list[Row]:
-    """Every fleet, side by side where stock Optuna can."""
-    rows, rates = [], {}
-    for workers, epoch, with_stock in sizes:
-        ours, ours_died = bench_fleet(url, workers, epoch, length, stock=False)
-        rates[workers, epoch] = ours
-        what = f"{workers} workers, " + (f"{epoch * 1e3:g} ms epochs" if epoch else "no work")
-        said, ratio = "not run", None
-        if with_stock:
-            stock, died = bench_fleet(url, workers, epoch, length, stock=True)
-            said = f"{stock:.1f} trials/s" + (f", {died:.0f} workers died" if died else "")
-            ratio = ours / stock if stock else None
-        mine = f"{ours:.1f} trials/s" + (f", {ours_died:.0f} workers died" if ours_died else "")
-        wanted = {16: "8x", 32: "10x"}.get(workers, "no less than 32 workers")
-        rows.append(Row(what, said, mine, ratio, wanted))
+def bench_fleets(url: str, length: float, fleets: list[Fleet]) -> list[Row]:
+    """Every fleet, side by side."""
+    rows = []
+    wanted = {16: "8x", 32: "10x", 64: "no less than 32 workers"}
+    for each in fleets:
+        ours = bench_fleet(url, each, length, stock=False)
+        stock = bench_fleet(url, each, length, stock=True)
+        ratio = ours.trials / stock.trials if stock.trials else None
+        rows.append(Row(str(each), str(stock), str(ours), ratio, wanted.get(each.workers, "")))
         print(rows[-1], flush=True)
     return rows
 
@@ -419,6 +448,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a fleet's run")
     parser.add_argument("--workers", type=int, nargs="*", help="sizes of the fleets")
     parser.add_argument("--epoch", type=float, default=0.05, help="seconds of their epochs")
+    parser.add_argument("--whole", action="store_true", help="the fleets prune nothing")
     parser.add_argument("--repeats", type=int, default=5, help="stock trials that are timed")
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -442,11 +472,17 @@ def main() -> None:
         return
     short = given.short
     length = min(given.seconds, 8.0) if short else given.seconds
-    fleets = [(16, 0.0, True), (32, 0.05, True), (64, 0.05, True)]
+    fleets = [
+        Fleet(16, 0.0),
+        Fleet(32, 0.05),
+        Fleet(64, 0.05),
+        Fleet(32, 0.05, prune=False),
+        Fleet(64, 0.05, prune=False),
+    ]
     if short:
-        fleets = [(4, 0.0, True), (8, 0.05, True)]
+        fleets = [Fleet(4, 0.0), Fleet(8, 0.05)]
     if given.workers:
-        fleets = [(count, given.epoch, True) for count in given.workers]
+        fleets = [Fleet(count, given.epoch, not given.whole) for count in given.workers]
     join_size, progress_size = (2_000, 20_000) if short else (10_000, 100_000)
     parts: dict[str, Callable[[str], list[Row]]] = {
         "trial": lambda url: [

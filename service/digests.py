@@ -41,8 +41,8 @@ class Digest(NamedTuple):
         params: Their values, as Optuna stores them.
         steps: At which steps a finished trial has reported, in their order.
         reported: What it reported there.
-        notes: System attributes that TPE asks for, each as JSON text: constraints, and what a
-            running trial is going to suggest.
+        notes: System attributes that TPE asks for: constraints, and what a running trial is
+            going to suggest.
     """
 
     trial_id: int
@@ -53,7 +53,7 @@ class Digest(NamedTuple):
     params: Sequence[float]
     steps: Sequence[int]
     reported: Sequence[float]
-    notes: Mapping[str, str]
+    notes: Mapping[str, Any]
 
     @property
     def is_finished(self) -> bool:
@@ -69,8 +69,7 @@ class Digest(NamedTuple):
     def is_constrained(self) -> bool:
         """Whether the trial has constraints."""
         return any(
-            key.startswith("constraints") and json.loads(text) != []
-            for key, text in self.notes.items()
+            key.startswith("constraints") and value != [] for key, value in self.notes.items()
         )
 
 
@@ -101,7 +100,7 @@ def digests(
             _numbers(params),
             steps or (),
             _numbers(reported),
-            notes or {},
+            {key: json.loads(text) for key, text in notes.items()} if notes else {},
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from service import leases, rows
+from service import announcements, leases, rows
 from service.leases import Lease
 from service.writes import Batch
 
@@ -69,6 +69,12 @@ class Held:
 
     def waiting(self) -> Batch:
         """What a statement has to carry along."""
+        announced = announcements.announced(self.notes)
+        if announced and announced.keys() <= self.trial.distributions.keys():
+            # The parameters themselves, which are written by the same statement, say as much.
+            self.notes = announcements.without(self.notes)
+            kept = announcements.without(self.trial.system_attrs)
+            self.trial = rows.changed(self.trial, _system_attrs=kept)
         return Batch(params=dict(self.pending), system=dict(self.notes))
 
     def written(self, batch: Batch) -> None:

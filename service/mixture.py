@@ -4,9 +4,9 @@ Optuna's own modules do the work; only what a profile shows to be slow is exchan
 candidates must give Optuna's very bits, since the candidates become parameters: there the
 logarithm of the normal distribution function is evaluated by the same formula in the same C
 functions, without a Python call for every number. Weighing candidates only has to rank them as
-Optuna does: there SciPy's vectorised functions serve, every density is computed once for each
-kernel instead of once for each pair, distances are products of matrices, and bounds that every
-candidate keeps are not checked.
+Optuna does: there SciPy's vectorised functions serve, distances are products of matrices, bounds
+that every candidate keeps are not checked, and and kernels that are so far from a candidate that
+the prior alone outweighs them beyond all rounding are left out.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from optuna.samplers._tpe.probability_distributions import (
 from scipy import special
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
 ROOT = 2**0.5
 BLOCK = 512
 """Kernels that are weighed at a time: they and their candidates stay in a core's cache."""
+SLIGHT = 40.0
+"""So far apart in logarithm, the smaller of two summands is lost beside the other in a float64."""
 FAR = 9.0
 """Standard deviations beyond which the normal distribution's tail is nothing beside 1."""
 NARROWEST = 1e4
@@ -98,24 +101,27 @@ class Mixture(_MixtureOfProductDistribution):
         if not all(_can_be_weighed(d, x[:, i]) for i, d in enumerate(self.distributions)):
             optunas: Floats = OPTUNAS(self, x)
             return optunas
-        tables, continuous = [], []
-        for i, d in enumerate(self.distributions):
-            if isinstance(d, _BatchedCategoricalDistributions):
-                tables.append((np.log(np.ascontiguousarray(d.weights.T)), x[:, i].astype(np.intp)))
-            elif d.step != 0.0:
-                tables.append(_discrete(d, x[:, i]))
-            else:
-                continuous.append((d, np.log(x[:, i]) if d.is_log else x[:, i]))
+        columns: list[tuple[Any, Floats]] = [*zip(self.distributions, x.T, strict=True)]
+        continuous = [(d, np.log(v) if d.is_log else v) for d, v in columns if _is_continuous(d)]
         points, factors, constant = _expanded(continuous, len(x), len(self.weights))
         constant = np.log(self.weights) + constant
-        total = LogSumExp(len(x))
-        for start in range(0, len(constant), BLOCK):
-            kernels = slice(start, start + BLOCK)
-            block = points @ factors[:, kernels] + constant[kernels]
-            for table, rows in tables:
-                block += table[rows, kernels]
-            total.add(block)
-        return total.value()
+        slight = SLIGHT + math.log(len(constant)) - sum(_least(d) for d in self.distributions)
+        floor = points @ factors[:, -1] + constant[-1] - slight
+        pairs = Pairs.of(points, factors, constant, floor)
+        for d, values in columns:
+            if not isinstance(d, _BatchedCategoricalDistributions) and d.step != 0.0:
+                pairs.weigh_discrete(d, values)
+        for d, values in columns:
+            if isinstance(d, _BatchedCategoricalDistributions):
+                pairs.weigh_categorical(d, values)
+        pairs.make_up_for_bounds(
+            [d for d in self.distributions if not isinstance(d, _BatchedCategoricalDistributions)]
+        )
+        return _log_sum_exp(pairs.density, pairs.candidate, len(x))
+
+
+def _is_continuous(d: Any) -> bool:
+    return not isinstance(d, _BatchedCategoricalDistributions) and d.step == 0.0
 
 
 def _can_be_weighed(d: Any, x: Floats) -> bool:
@@ -123,7 +129,7 @@ def _can_be_weighed(d: Any, x: Floats) -> bool:
 
     Nor may a kernel be so narrow that the square of a distance cannot be had from its expansion.
     """
-    if isinstance(d, _BatchedCategoricalDistributions) or d.step != 0.0:
+    if not _is_continuous(d):
         return True
     wide = float(d.sigma.min()) * NARROWEST > d.adapted_high - d.adapted_low
     return bool(wide and d.low < x.min() and x.max() < d.high)
@@ -143,47 +149,99 @@ def _expanded(
 
     Returns:
         Of the candidates, (candidates, 2 parameters); of the kernels, (2 parameters, kernels); and
-        what is the same for all candidates, (kernels,).
+        what is the same for all candidates, (kernels,). What bounds cut off is not made up for.
     """
     if not continuous:
-        return np.empty((candidates, 0)), np.empty((0, kernels)), 0.0
-    low, high = np.array([[d.adapted_low, d.adapted_high] for d, _ in continuous]).T[:, :, None]
-    mu = np.stack([d.mu for d, _ in continuous])
+        return np.empty((candidates, 0)), np.empty((0, kernels)), np.zeros(kernels)
+    centre = np.array([[0.5 * (d.adapted_low + d.adapted_high)] for d, _ in continuous])
+    mu = np.stack([d.mu for d, _ in continuous]) - centre
     precision = 1 / np.stack([d.sigma for d, _ in continuous])
-    mass = _log_mass((low - mu) * precision, (high - mu) * precision)
-    centre = 0.5 * (low + high)
     points = np.stack([x for _, x in continuous]) - centre
-    scaled = (mu - centre) * precision
-    constant = np.log(precision) - mass - 0.5 * scaled * scaled - _truncnorm._norm_pdf_logC
+    scaled = mu * precision
+    constant = np.log(precision) - 0.5 * scaled * scaled - _truncnorm._norm_pdf_logC
     features = np.concatenate([points, -0.5 * points * points])
     factors = np.concatenate([scaled * precision, precision * precision])
     return np.ascontiguousarray(features.T), factors, constant.sum(axis=0)
 
 
-def _discrete(d: Any, x: Floats) -> tuple[Floats, NDArray[np.intp]]:
-    """A discrete parameter's densities for each different value, and which are the candidates'.
+def _least(d: Any) -> float:
+    """How little the prior has at least of a parameter's share that `_expanded` leaves out.
 
-    Kernels repeat too: each different one is weighed once.
+    The prior, the last kernel, is as wide as the parameter's range and stands in its middle. What
+    bounds cut off of the other kernels, which stand inside them, counts too.
     """
-    unique, rows = np.unique(x, return_inverse=True)
-    left, right = unique - d.step / 2, unique + d.step / 2
-    if d.is_log:
-        left, right = np.log(left), np.log(right)
-    mus, sigmas, column = _runs(d.mu, d.sigma)
-    mass = _log_mass((left[:, None] - mus) / sigmas, (right[:, None] - mus) / sigmas)
-    mass -= _log_mass((d.adapted_low - mus) / sigmas, (d.adapted_high - mus) / sigmas)
-    return np.take(mass, column, axis=1), rows
+    if isinstance(d, _BatchedCategoricalDistributions):
+        return float(np.log(d.weights[-1].min()))
+    cut_off = 1.1  # -log(Phi(1) - Phi(0)), rounded up
+    if _is_continuous(d):
+        return -cut_off
+    narrowest = math.log((d.high + d.step / 2) / (d.high - d.step / 2)) if d.is_log else d.step
+    return math.log(narrowest / (d.adapted_high - d.adapted_low)) - 0.1 - cut_off
 
 
-def _runs(mu: Floats, sigma: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
-    """Kernels without most of their repetitions, and which of them stands for each."""
-    order = np.argsort(mu)
-    mus, sigmas = mu[order], sigma[order]
-    begins = np.ones(len(mu), dtype=bool)
-    begins[1:] = (mus[1:] != mus[:-1]) | (sigmas[1:] != sigmas[:-1])
-    column = np.empty(len(mu), dtype=np.intp)
-    column[order] = np.cumsum(begins) - 1
-    return mus[begins], sigmas[begins], column
+class Pairs:
+    """Candidates and kernels that may lie near enough to matter, and what is known of densities.
+
+    Args:
+        candidate: Of each pair, the candidate.
+        kernel: Of each pair, the kernel.
+        density: Of each pair, the logarithm of the kernel's density there, as far as it is known.
+        floor: Of each candidate: a density that is less does not matter.
+    """
+
+    def __init__(self, candidate: Places, kernel: Places, density: Floats, floor: Floats) -> None:
+        self.candidate = candidate
+        self.kernel = kernel
+        self.density = density
+        self._floor = floor
+
+    @classmethod
+    def of(cls, points: Floats, factors: Floats, constant: Floats, floor: Floats) -> Pairs:
+        """The pairs that are near enough by their continuous parameters.
+
+        Args:
+            points: Of the candidates, as `_expanded` gives them.
+            factors: Of the kernels.
+            constant: Of the kernels, with the logarithm of their weight.
+            floor: Of the candidates.
+        """
+        found = []
+        for start in range(0, len(constant), BLOCK):
+            block = points @ factors[:, start : start + BLOCK] + constant[start : start + BLOCK]
+            candidate, kernel = np.nonzero(block > floor[:, None])
+            found.append((candidate, kernel + start, block[candidate, kernel]))
+        candidates, kernels, densities = (np.concatenate(f) for f in zip(*found, strict=True))
+        return cls(candidates, kernels, densities, floor)
+
+    def weigh_discrete(self, d: Any, x: Floats) -> None:
+        """Take a discrete parameter into account; ``x`` has the candidates' values."""
+        left, right = x - d.step / 2, x + d.step / 2
+        if d.is_log:
+            left, right = np.log(left), np.log(right)
+        mu, sigma = d.mu[self.kernel], d.sigma[self.kernel]
+        a, b = (left[self.candidate] - mu) / sigma, (right[self.candidate] - mu) / sigma
+        apart = np.maximum(np.maximum(a, -b), 0.0)
+        near = self.density - 0.5 * apart * apart > self._floor[self.candidate]
+        self.candidate, self.kernel = self.candidate[near], self.kernel[near]
+        self.density = self.density[near] + _log_mass(a[near], b[near])
+
+    def weigh_categorical(self, d: Any, x: Floats) -> None:
+        """Take a categorical parameter into account; ``x`` has the candidates' choices."""
+        self.density += np.log(d.weights[self.kernel, x.astype(np.intp)[self.candidate]])
+
+    def make_up_for_bounds(self, distributions: list[Any]) -> None:
+        """Give kernels of numerical parameters what their bounds cut off."""
+        if not distributions:
+            return
+        some = np.zeros(len(distributions[0].mu), dtype=bool)
+        some[self.kernel] = True
+        low, high = np.array([[d.adapted_low, d.adapted_high] for d in distributions]).T[
+            :, :, None
+        ]
+        mu = np.stack([d.mu[some] for d in distributions])
+        sigma = np.stack([d.sigma[some] for d in distributions])
+        whole = _log_mass((low - mu) / sigma, (high - mu) / sigma).sum(axis=0)
+        self.density -= whole[(np.cumsum(some) - 1)[self.kernel]]
 
 
 def _log_mass(a: Floats, b: Floats) -> Floats:
@@ -209,30 +267,21 @@ def _log_mass(a: Floats, b: Floats) -> Floats:
     return out
 
 
-class LogSumExp:
-    """The logarithm of a sum of exponentials for each row, of columns that come in blocks.
+def _log_sum_exp(values: Floats, groups: Places, count: int) -> Floats:
+    """Logarithm of the sum of exponentials in each group; -inf where there is none.
 
     Args:
-        rows: How many rows there are.
+        values: The logarithms.
+        groups: For each of them the number of its group.
+        count: How many groups there are.
     """
-
-    def __init__(self, rows: int) -> None:
-        self._top = np.full(rows, -np.inf)
-        self._total = np.zeros(rows)
-
-    def add(self, block: Floats) -> None:
-        """Take in more columns; they are overwritten."""
-        top = np.maximum(self._top, block.max(axis=1))
-        base = np.where(np.isneginf(top), 0, top)
-        block -= base[:, None]
-        self._total = self._total * np.exp(self._top - base) + np.exp(block, out=block).sum(axis=1)
-        self._top = top
-
-    def value(self) -> Floats:
-        """What it comes to; -inf for a row of nothing else."""
-        with np.errstate(divide="ignore"):
-            logarithm: Floats = np.log(self._total) + self._top
-        return logarithm
+    top = np.full(count, -np.inf)
+    np.maximum.at(top, groups, values)
+    base = np.where(np.isneginf(top), 0, top)
+    total = np.bincount(groups, np.exp(values - base[groups]), count)
+    with np.errstate(divide="ignore"):
+        logarithm: Floats = np.log(total) + base
+    return logarithm
 
 
 class ParzenEstimator(_ParzenEstimator):

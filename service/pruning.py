@@ -8,9 +8,8 @@ news of a trial that is held comes along with its own report.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from bisect import insort
 
-import numpy as np
 import optuna
 from optuna.pruners._percentile import (
     _get_best_intermediate_result_over_steps,
@@ -20,7 +19,6 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from service.ledger import Ledger
-from service.observations import Column
 from service.storage import StudyStorage
 
 
@@ -34,8 +32,7 @@ class Steps:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._read = 0
-        self._values: dict[int, Column] = {}
-        self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}
+        self._values: dict[int, Reports] = {}
         self.complete = 0
 
     @classmethod
@@ -44,26 +41,49 @@ class Steps:
         return ledger.derived(cls, cls._take_in)
 
     def _take_in(self) -> None:
-        finished, new = self._ledger.finished, defaultdict(list)
+        finished = self._ledger.finished
         for trial in finished[self._read :]:
             if trial.state is TrialState.COMPLETE:
                 self.complete += 1
                 for step, value in zip(trial.steps, trial.reported, strict=True):
-                    new[step].append(value)
+                    self._values.setdefault(step, Reports()).add(value)
         self._read = len(finished)
-        for step, values in new.items():
-            self._values.setdefault(step, Column()).extend(values)
 
     def percentile(self, step: int, percentile: float, n_min_trials: int) -> float:
         """A percentile of the values at a step; NaN where fewer trials than asked have one."""
-        values = self._values.get(step, Column()).values
-        if len(values) < n_min_trials:
+        reports = self._values.get(step)
+        if reports is None or reports.count < n_min_trials:
             return math.nan
-        count, known = self._percentiles.get((step, percentile), (0, math.nan))
-        if count != len(values):
-            known = float(np.nanpercentile(values, percentile))
-            self._percentiles[step, percentile] = (len(values), known)
-        return known
+        return reports.percentile(percentile)
+
+
+class Reports:
+    """The values reported at one step, in order of size.
+
+    Attributes:
+        count: How many there are, NaN included.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sorted: list[float] = []
+
+    def add(self, value: float) -> None:
+        """Take in one more."""
+        self.count += 1
+        if not math.isnan(value):
+            insort(self._sorted, value)
+
+    def percentile(self, percentile: float) -> float:
+        """``numpy.nanpercentile``, to the bit: rounding may decide a tie."""
+        if not self._sorted:
+            return math.nan
+        last = len(self._sorted) - 1
+        place = last * (percentile / 100)
+        below = math.floor(place)
+        low, high = self._sorted[below], self._sorted[min(below + 1, last)]
+        part = place - below
+        return high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
 
 
 class PercentilePruner(optuna.pruners.PercentilePruner):

@@ -9,8 +9,6 @@ ours are left to Optuna's own code.
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,10 +16,11 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
-from optuna.samplers._tpe.sampler import _RELATIVE_PARAMS_KEY, default_gamma
+from optuna.samplers._tpe.sampler import default_gamma
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from service import announcements
 from service.digests import Digest
 from service.mixture import ParzenEstimator
 from service.observations import Floats, Observations
@@ -140,22 +139,10 @@ def _going_to_use(trial: Digest, space: Space, told: bool) -> list[float] | None
     places = trial.shape.places
     if space.keys() <= places.keys():
         return [trial.params[places[name]] for name in space]
-    announced = _announced(trial) if told else {}
+    announced = announcements.announced(trial.notes) if told else {}
     if not space.keys() <= places.keys() | announced.keys():
         return None
     return [
         trial.params[places[name]] if name in places else of.to_internal_repr(announced[name])
         for name, of in space.items()
     ]
-
-
-def _announced(trial: Digest) -> dict[str, Any]:
-    """What a running trial is going to suggest, as Optuna's sampler has noted it."""
-    keys = (f"{_RELATIVE_PARAMS_KEY}:{index}" for index in itertools.count())
-    chunks = itertools.takewhile(trial.notes.__contains__, keys)
-    text = "".join(json.loads(trial.notes[key]) for key in chunks)
-    try:
-        found: dict[str, Any] = json.loads(text) if text else {}
-    except json.JSONDecodeError:  # its chunks are being written at this moment
-        return {}
-    return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -154,6 +156,53 @@ def test_pruners_judge_as_optunas_judge(
             assert verdicts[-1] == theirs.prune(study, latest)
         study.tell(trial, chance.random())
     assert {True, False} == set(verdicts)
+
+
+def test_percentiles_are_numpys_to_the_bit() -> None:
+    chance = random.Random(0)
+    extremes = [math.nan, math.inf, -math.inf, 1e300, 0.5]
+    for _ in range(3000):
+        reports, given = pruning.Reports(), []
+        for _ in range(chance.randint(1, 30)):
+            given.append(
+                chance.choice(extremes) if chance.random() < 0.1 else chance.gauss(0.0, 1.0)
+            )
+            reports.add(given[-1])
+        percentile = chance.choice([0.0, 25.0, 50.0, 100.0, chance.uniform(0.0, 100.0)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            expected = np.nanpercentile(given, percentile)
+        assert reports.count == len(given)
+        np.testing.assert_array_equal(reports.percentile(percentile), expected)
+
+
+@pytest.mark.parametrize("spread", [0.02, 1.0])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["width", "rate"],
+        ["layers", "units", "grid"],
+        ["optimizer"],
+        ["units", "rate", "optimizer"],
+    ],
+    ids="-".join,
+)
+def test_kernels_that_are_left_out_do_not_matter(names: list[str], spread: float) -> None:
+    """However trials crowd together, in spaces of any kind of parameters."""
+    chance = random.Random(2)
+    space = {name: SPACE[name] for name in names}
+    observations = {}
+    for name, of in space.items():
+        anywhere = [of.to_internal_repr(drawn(chance, of)) for _ in range(1500)]
+        centre = anywhere[0]
+        near = [centre + spread * (value - centre) for value in anywhere]
+        observations[name] = np.array(near if isinstance(of, FloatDistribution) else anywhere)
+    parameters = optuna.samplers.TPESampler()._parzen_estimator_parameters
+    ours = mixture.ParzenEstimator(observations, space, parameters)
+    optunas = mixture._ParzenEstimator(observations, space, parameters)
+    few = {name: values[:20] for name, values in observations.items()}
+    samples = mixture.ParzenEstimator(few, space, parameters).sample(np.random.RandomState(3), 100)
+    np.testing.assert_allclose(ours.log_pdf(samples), optunas.log_pdf(samples), rtol=1e-9)
 
 
 def test_the_logarithm_of_the_normal_distribution_has_optunas_bits() -> None:

@@ -1,0 +1,220 @@
+"""Digests say what the tables say, whoever wrote them and whenever they were made."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import optuna
+import pytest
+from alembic import command
+from alembic.config import Config
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import text
+from sqlalchemy.engine import Engine
+
+from service import Hall, Study, database, leases, schema
+from service.digests import Digest
+from service.leases import Lease
+from service.storage import StudyStorage
+
+UNIT = FloatDistribution(0, 1)
+KIND = CategoricalDistribution(("a", "b"))
+NOTE = "tpe:relative_params:0"
+
+
+def kept(engine: Engine) -> dict[int, bool]:
+    """The trials that have a digest, and whether it is that of a finished trial."""
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT trial_id, finished FROM service.digests"))
+        return {row.trial_id: row.finished for row in rows}
+
+
+def claim(hall: Hall, study: Study) -> tuple[StudyStorage, Lease]:
+    storage = StudyStorage(hall.engine)
+    lease = leases.claim(hall.engine, study.study_id, "w", 60.0)
+    assert lease is not None
+    storage.hold(lease)
+    return storage, lease
+
+
+def told(trial: FrozenTrial) -> dict[str, Any]:
+    """What a digest should say of a trial."""
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "values": trial.values or [],
+        "params": {
+            name: float(of.to_internal_repr(trial.params[name]))
+            for name, of in trial.distributions.items()
+        },
+        "distributions": trial.distributions,
+        "reports": trial.intermediate_values if trial.state.is_finished() else {},
+    }
+
+
+def said(digest: Digest) -> dict[str, Any]:
+    """What a digest says."""
+    return {
+        "number": digest.number,
+        "state": digest.state,
+        "values": [float(value) for value in digest.values],
+        "params": {name: float(digest.param(name)) for name in digest.shape.places},
+        "distributions": digest.shape.distributions,
+        "reports": dict(zip(digest.steps, map(float, digest.reported), strict=True)),
+    }
+
+
+def check(storage: StudyStorage, study_id: int) -> None:
+    """Compare all digests of a study with stock Optuna's reading."""
+    ledger = StudyStorage(storage._engine).ledger(study_id, running=True)
+    digests = {digest.trial_id: said(digest) for digest in ledger.finished}
+    digests |= {trial_id: said(digest) for trial_id, digest in ledger.running.items()}
+    url = database.database_url_for_stock(database.str_url(storage._engine.url))
+    trials = RDBStorage(url).get_all_trials(study_id)
+    expected = {
+        trial._trial_id: told(trial)
+        for trial in trials
+        if trial.state.is_finished() or (trial.state == TrialState.RUNNING and trial.params)
+    }
+    assert repr(sorted(digests.items())) == repr(sorted(expected.items()))
+
+
+def template(chance: random.Random) -> FrozenTrial:
+    """A trial of any state, with some of its parameters and values that are no numbers."""
+    state = chance.choice(list(TrialState))
+    params = {"x": chance.random(), "kind": chance.choice("ab")}
+    for name in chance.sample([*params], chance.randrange(3)):
+        del params[name]
+    numbers = [chance.random(), 1.0, math.inf, -math.inf]
+    trial = create_trial(
+        state=state,
+        value=chance.choice(numbers) if state == TrialState.COMPLETE else None,
+        params=params,
+        distributions={name: UNIT if name == "x" else KIND for name in params},
+        intermediate_values={
+            step: chance.choice([*numbers, math.nan])
+            for step in chance.sample(range(20), chance.randrange(4))
+        },
+    )
+    trial.intermediate_values = dict(sorted(trial.intermediate_values.items()))
+    return trial
+
+
+def test_trials_that_have_no_digest_are_digested_by_their_reader(engine: Engine) -> None:
+    storage, chance = StudyStorage(engine), random.Random(1)
+    study_id = storage.create_new_study([StudyDirection.MINIMIZE])
+    storage.add_trials(study_id, [template(chance) for _ in range(60)])
+    assert kept(engine) == {}
+    check(storage, study_id)
+
+
+def test_a_held_trial_is_digested_with_its_parameters_and_with_its_end(
+    hall: Hall, study: Study
+) -> None:
+    storage, lease = claim(hall, study)
+    storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
+    storage.set_trial_param(lease.trial_id, "kind", 1, KIND)
+    storage.set_trial_intermediate_value(lease.trial_id, 0, math.nan)
+    assert kept(hall.engine) == {lease.trial_id: False}
+    check(storage, study.study_id)
+    storage.set_trial_intermediate_value(lease.trial_id, 3, math.inf)
+    storage.set_trial_param(lease.trial_id, "late", 0.5, UNIT)
+    storage.set_trial_intermediate_value(lease.trial_id, 4, 2.0)
+    check(storage, study.study_id)
+    storage.finish(lease, TrialState.COMPLETE, [-math.inf])
+    assert kept(hall.engine) == {lease.trial_id: True}
+    check(storage, study.study_id)
+
+
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAIL])
+def test_the_digest_of_a_running_trial_that_stock_optuna_ended_is_not_believed(
+    hall: Hall, study: Study, state: TrialState
+) -> None:
+    storage, lease = claim(hall, study)
+    reader = StudyStorage(hall.engine)
+    storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
+    storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
+    assert lease.trial_id in reader.ledger(study.study_id, running=True).running
+    url = database.database_url_for_stock(database.str_url(hall.engine.url))
+    stock = RDBStorage(url)
+    values = [3.0] if state == TrialState.COMPLETE else None
+    stock.set_trial_state_values(lease.trial_id, state, values)
+    ledger = reader.ledger(study.study_id)
+    assert [(digest.state, list(digest.values)) for digest in ledger.finished] == [
+        (state, values or [])
+    ]
+    assert ledger.running == {}
+    check(storage, study.study_id)
+
+
+def test_a_trial_that_is_continued_keeps_its_place(hall: Hall, study: Study) -> None:
+    storage, lease = claim(hall, study)
+    reader = StudyStorage(hall.engine)
+    storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
+    storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
+    leases.release(hall.engine, lease, "signal")
+    assert [*reader.ledger(study.study_id, running=True).running] == [lease.trial_id]
+    successor, taken = claim(hall, study)
+    assert taken.trial_id == lease.trial_id
+    successor.forget(taken, 0)
+    successor.set_trial_intermediate_value(lease.trial_id, 0, 2.0)
+    assert [*reader.ledger(study.study_id, running=True).running] == [lease.trial_id]
+    successor.finish(taken, TrialState.PRUNED)
+    assert [digest.reported for digest in reader.ledger(study.study_id).finished] == [[2.0]]
+    check(storage, study.study_id)
+
+
+def test_plain_trials_are_digested_at_their_end(engine: Engine) -> None:
+    storage = StudyStorage(engine)
+    study = optuna.create_study(storage=storage)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    study.ask().suggest_float("x", 0, 1)
+    assert list(kept(engine).values()) == [True] * 3
+    check(storage, study._study_id)
+    storage.delete_study(study._study_id)
+    assert kept(engine) == {}
+
+
+def test_studies_from_before_there_were_digests_are_read_as_well(
+    engine: Engine, database_url: str
+) -> None:
+    study = optuna.create_study(storage=StudyStorage(engine), study_name="old")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    config = Config()
+    config.set_main_option("script_location", str(schema._package("migrations")))
+    with engine.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0003")
+        connection.execute(text("SELECT service.news(1, -1, '{}', 0, 'params', 10)"))
+    schema.upgrade(database_url)
+    assert kept(engine) == {}
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert len(kept(engine)) == 2
+    check(StudyStorage(engine), study._study_id)
+
+
+def test_what_a_sampler_announces_is_written_until_all_of_it_is_suggested(
+    hall: Hall, study: Study
+) -> None:
+    storage, lease = claim(hall, study)
+    reader = StudyStorage(hall.engine)
+    storage.set_trial_system_attr(lease.trial_id, NOTE, '{"x": 0.25, "kind": "b"}')
+    storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
+    storage.flush()
+    assert reader.get_trial_system_attrs(lease.trial_id) == {NOTE: '{"x": 0.25, "kind": "b"}'}
+    running = reader.ledger(study.study_id, running=True).running[lease.trial_id]
+    assert running.notes == {NOTE: '{"x": 0.25, "kind": "b"}'}
+    storage.finish(lease, TrialState.PRUNED)
+
+    storage, lease = claim(hall, study)
+    storage.set_trial_system_attr(lease.trial_id, NOTE, '{"x": 0.25, "kind": "b"}')
+    storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
+    storage.set_trial_param(lease.trial_id, "kind", 1, KIND)
+    storage.flush()
+    assert reader.get_trial_system_attrs(lease.trial_id) == {}
+    assert storage.get_trial(lease.trial_id) == reader.get_trial(lease.trial_id)
