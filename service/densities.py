@@ -2,8 +2,8 @@
 
 SciPy's vectorised functions serve; distances are products of matrices; bounds that every candidate
 keeps are not checked. Kernels that lie so far from a candidate that the prior alone outweighs them
-beyond all rounding are left out there, which is most of them in a large study: a parameter's kernels
-are a hundredth of its range wide.
+beyond all rounding are left out there. That is most of them in a large study, where kernels are a
+hundredth of their parameter's range wide.
 """
 
 from __future__ import annotations
