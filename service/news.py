@@ -33,6 +33,7 @@ other's every report, nor to put each other's trials together from their rows.
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,7 +48,7 @@ PORTION = 2000
 """Trials that one statement brings at most, so that a large study passes through in a stream."""
 
 MEANT = 32
-"""Shapes that a reader says it knows; a study of more is told them again now and then."""
+"""So many shapes a reader says it knows; of more, it is told some again."""
 
 NEWS = """-- Trials of this study that are not known here yet.
 SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_running)s,
@@ -96,10 +97,10 @@ def learn(link: Link, study_id: int, ledger: Ledger, *, running: bool) -> bool:
 
 def question(study_id: int, ledger: Ledger) -> dict[str, Any]:
     """The arguments of a statement that brings digests."""
-    known = [str(key) for key in ledger.shapes if key is not None][-MEANT:]
+    latest = itertools.islice(reversed(ledger.shapes), MEANT)
     return {
         "p_study": study_id,
-        "p_shapes": f"{{{','.join(known)}}}",
+        "p_shapes": f"{{{','.join(str(key) for key in latest if key is not None)}}}",
         **ledger.frontier.question(),
     }
 

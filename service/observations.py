@@ -83,18 +83,19 @@ class Observations:
             self._add(new)
 
     def _add(self, trials: list[Digest]) -> None:
-        self._number.extend([trial.number for trial in trials])
-        self._pruned.extend([trial.state is TrialState.PRUNED for trial in trials])
-        scores = [self._score(trial) for trial in trials]
-        self._step.extend([step for step, _ in scores])
-        self._key.extend([key for _, key in scores])
         for trial in trials:
             self.constrained = self.constrained or trial.is_constrained
             if trial.shape is not self._shape:
                 self._intersect(trial.shape)
         for name, column in self._params.items():
             column.extend([trial.param(name) for trial in trials])
+        scores = [self._score(trial) for trial in trials]
+        self._step.extend([step for step, _ in scores])
+        self._key.extend([key for _, key in scores])
+        self._number.extend([trial.number for trial in trials])
         self._count += len(trials)
+        # Other threads go by this column's length, so all others are as long before it is.
+        self._pruned.extend([trial.state is TrialState.PRUNED for trial in trials])
 
     def _score(self, trial: Digest) -> tuple[float, float]:
         """How a trial ranks among its like: the pruned one that came farther is the better."""

@@ -9,7 +9,6 @@ ours are left to Optuna's own code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -122,10 +121,10 @@ class TPESampler(optuna.samplers.TPESampler):
         return cls(observations, search_space, self._parzen_estimator_parameters)
 
 
-def _running(study: Study) -> Iterable[Digest]:
+def _running(study: Study) -> list[Digest]:
     storage = study._storage
     assert isinstance(storage, StudyStorage)
-    return storage.ledger(study._study_id, running=True, look=False).running.values()
+    return [*storage.ledger(study._study_id, running=True, look=False).running.values()]
 
 
 def _going_to_use(trial: Digest, space: Space, told: bool) -> list[float] | None:

@@ -234,3 +234,21 @@ def test_densities_are_optunas_to_rounding(size: int, options: dict[str, bool]) 
     edge = {name: np.array([of.to_internal_repr(drawn(chance, of))]) for name, of in SPACE.items()}
     edge["width"] = np.array([1.0])
     np.testing.assert_allclose(ours.log_pdf(edge), optunas.log_pdf(edge), rtol=1e-9)
+
+
+def test_threads_of_one_process_share_what_is_known(engine: Engine) -> None:
+    study = optuna.create_study(
+        storage=StudyStorage(engine), sampler=sampling.TPESampler(), pruner=pruning.MedianPruner()
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        values = [trial._suggest(name, of) for name, of in SPACE.items()]
+        for step in range(3):
+            trial.report(float(values[0]) + step, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(values[0])
+
+    study.optimize(objective, n_trials=80, n_jobs=8)
+    assert [trial.number for trial in study.trials] == list(range(80))
+    assert all(trial.state.is_finished() for trial in study.trials)
