@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
 
 import optuna
 import pytest
 from alembic import command
 from alembic.config import Config
+from digested import check_digests
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -18,7 +18,6 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from service import Hall, Study, database, leases, schema
-from service.digests import Digest
 from service.leases import Lease
 from service.storage import StudyStorage
 
@@ -40,48 +39,6 @@ def claim(hall: Hall, study: Study) -> tuple[StudyStorage, Lease]:
     assert lease is not None
     storage.hold(lease)
     return storage, lease
-
-
-def told(trial: FrozenTrial) -> dict[str, Any]:
-    """What a digest should say of a trial."""
-    return {
-        "number": trial.number,
-        "state": trial.state,
-        "values": trial.values or [],
-        "params": {
-            name: float(of.to_internal_repr(trial.params[name]))
-            for name, of in trial.distributions.items()
-        },
-        "distributions": trial.distributions,
-        "reports": trial.intermediate_values if trial.state.is_finished() else {},
-    }
-
-
-def said(digest: Digest) -> dict[str, Any]:
-    """What a digest says."""
-    return {
-        "number": digest.number,
-        "state": digest.state,
-        "values": [float(value) for value in digest.values],
-        "params": {name: float(digest.param(name)) for name in digest.shape.places},
-        "distributions": digest.shape.distributions,
-        "reports": dict(zip(digest.steps, map(float, digest.reported), strict=True)),
-    }
-
-
-def check(storage: StudyStorage, study_id: int) -> None:
-    """Compare all digests of a study with stock Optuna's reading."""
-    ledger = StudyStorage(storage._engine).ledger(study_id, running=True)
-    digests = {digest.trial_id: said(digest) for digest in ledger.finished}
-    digests |= {trial_id: said(digest) for trial_id, digest in ledger.running.items()}
-    url = database.database_url_for_stock(database.str_url(storage._engine.url))
-    trials = RDBStorage(url).get_all_trials(study_id)
-    expected = {
-        trial._trial_id: told(trial)
-        for trial in trials
-        if trial.state.is_finished() or (trial.state == TrialState.RUNNING and trial.params)
-    }
-    assert repr(sorted(digests.items())) == repr(sorted(expected.items()))
 
 
 def template(chance: random.Random) -> FrozenTrial:
@@ -110,7 +67,7 @@ def test_trials_that_have_no_digest_are_digested_by_their_reader(engine: Engine)
     study_id = storage.create_new_study([StudyDirection.MINIMIZE])
     storage.add_trials(study_id, [template(chance) for _ in range(60)])
     assert kept(engine) == {}
-    check(storage, study_id)
+    check_digests(storage, study_id)
 
 
 def test_a_held_trial_is_digested_with_its_parameters_and_with_its_end(
@@ -121,14 +78,14 @@ def test_a_held_trial_is_digested_with_its_parameters_and_with_its_end(
     storage.set_trial_param(lease.trial_id, "kind", 1, KIND)
     storage.set_trial_intermediate_value(lease.trial_id, 0, math.nan)
     assert kept(hall.engine) == {lease.trial_id: False}
-    check(storage, study.study_id)
+    check_digests(storage, study.study_id)
     storage.set_trial_intermediate_value(lease.trial_id, 3, math.inf)
     storage.set_trial_param(lease.trial_id, "late", 0.5, UNIT)
     storage.set_trial_intermediate_value(lease.trial_id, 4, 2.0)
-    check(storage, study.study_id)
+    check_digests(storage, study.study_id)
     storage.finish(lease, TrialState.COMPLETE, [-math.inf])
     assert kept(hall.engine) == {lease.trial_id: True}
-    check(storage, study.study_id)
+    check_digests(storage, study.study_id)
 
 
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAIL])
@@ -149,7 +106,7 @@ def test_the_digest_of_a_running_trial_that_stock_optuna_ended_is_not_believed(
         (state, values or [])
     ]
     assert ledger.running == {}
-    check(storage, study.study_id)
+    check_digests(storage, study.study_id)
 
 
 def test_a_trial_that_is_continued_keeps_its_place(hall: Hall, study: Study) -> None:
@@ -166,7 +123,7 @@ def test_a_trial_that_is_continued_keeps_its_place(hall: Hall, study: Study) -> 
     assert [*reader.ledger(study.study_id, running=True).running] == [lease.trial_id]
     successor.finish(taken, TrialState.PRUNED)
     assert [digest.reported for digest in reader.ledger(study.study_id).finished] == [[2.0]]
-    check(storage, study.study_id)
+    check_digests(storage, study.study_id)
 
 
 def test_plain_trials_are_digested_at_their_end(engine: Engine) -> None:
@@ -175,7 +132,7 @@ def test_plain_trials_are_digested_at_their_end(engine: Engine) -> None:
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
     study.ask().suggest_float("x", 0, 1)
     assert list(kept(engine).values()) == [True] * 3
-    check(storage, study._study_id)
+    check_digests(storage, study._study_id)
     storage.delete_study(study._study_id)
     assert kept(engine) == {}
 
@@ -195,7 +152,7 @@ def test_studies_from_before_there_were_digests_are_read_as_well(
     assert kept(engine) == {}
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     assert len(kept(engine)) == 2
-    check(StudyStorage(engine), study._study_id)
+    check_digests(StudyStorage(engine), study._study_id)
 
 
 def test_what_a_sampler_announces_is_written_until_all_of_it_is_suggested(

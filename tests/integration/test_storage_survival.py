@@ -19,6 +19,7 @@ import optuna
 import pytest
 import sqlalchemy
 from databases import execute
+from digested import check_digests
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -91,6 +92,7 @@ def test_both_read_the_same_after_workers_were_killed(hall: Hall, database_url: 
     stock = RDBStorage(database_url).get_all_trials(study.study_id)
     assert reader.get_all_trials(study.study_id) == stock
     assert StudyStorage(hall.engine).get_all_trials(study.study_id) == stock
+    check_digests(reader, study.study_id)
     assert [trial.number for trial in stock] == list(range(budget))
     for trial in stock:
         assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)

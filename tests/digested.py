@@ -1,0 +1,54 @@
+"""Compares what digests say of a study with what stock Optuna reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from service import database
+from service.digests import Digest
+from service.storage import StudyStorage
+
+
+def told(trial: FrozenTrial) -> dict[str, Any]:
+    """What a digest should say of a trial."""
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "values": trial.values or [],
+        "params": {
+            name: float(of.to_internal_repr(trial.params[name]))
+            for name, of in trial.distributions.items()
+        },
+        "distributions": trial.distributions,
+        "reports": trial.intermediate_values if trial.state.is_finished() else {},
+    }
+
+
+def said(digest: Digest) -> dict[str, Any]:
+    """What a digest says."""
+    return {
+        "number": digest.number,
+        "state": digest.state,
+        "values": [float(value) for value in digest.values],
+        "params": {name: float(digest.param(name)) for name in digest.shape.places},
+        "distributions": digest.shape.distributions,
+        "reports": dict(zip(digest.steps, map(float, digest.reported), strict=True)),
+    }
+
+
+def check_digests(storage: StudyStorage, study_id: int) -> None:
+    """Compare all digests of a study with stock Optuna's reading."""
+    ledger = StudyStorage(storage._engine).ledger(study_id, running=True)
+    digests = {digest.trial_id: said(digest) for digest in ledger.finished}
+    digests |= {trial_id: said(digest) for trial_id, digest in ledger.running.items()}
+    url = database.database_url_for_stock(database.str_url(storage._engine.url))
+    trials = RDBStorage(url).get_all_trials(study_id)
+    expected = {
+        trial._trial_id: told(trial)
+        for trial in trials
+        if trial.state.is_finished() or (trial.state == TrialState.RUNNING and trial.params)
+    }
+    assert repr(sorted(digests.items())) == repr(sorted(expected.items()))
