@@ -32,15 +32,18 @@ NARROWEST = 1e4
 
 
 def can_be_weighed(distributions: Sequence[Any], x: Floats) -> bool:
-    """Whether no candidate touches a bound, where rounding could put it outside.
+    """Whether weighing in this way ranks the candidates as Optuna's own arithmetic does.
 
-    Nor may a kernel be so narrow that the square of a distance cannot be had from its expansion.
+    Without a continuous parameter, candidates tie, and the last bits decide. A candidate that
+    touches a bound could be put outside by rounding. And a kernel may be so narrow that the square
+    of a distance cannot be had from its expansion.
 
     Args:
         distributions: Optuna's kernels of each parameter.
         x: The candidates, (candidates, parameters).
     """
-    return all(_is_plain(d, values) for d, values in zip(distributions, x.T, strict=True))
+    columns = [(d, v) for d, v in zip(distributions, x.T, strict=True) if _is_continuous(d)]
+    return bool(columns) and all(_is_plain(d, values) for d, values in columns)
 
 
 def log_density(distributions: Sequence[Any], weights: Floats, x: Floats) -> Floats:
@@ -81,8 +84,6 @@ def _is_discrete(d: Any) -> bool:
 
 
 def _is_plain(d: Any, x: Floats) -> bool:
-    if not _is_continuous(d):
-        return True
     wide = float(d.sigma.min()) * NARROWEST > d.adapted_high - d.adapted_low
     return bool(wide and d.low < x.min() and x.max() < d.high)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import threading
 import time
@@ -97,6 +98,11 @@ class Link:
         """Seconds since the last statement."""
         return time.monotonic() - self._used
 
+    def forget(self) -> None:
+        """Leave the connection to the process that this one was forked from."""
+        self._lock = threading.RLock()
+        self._connection = None
+
     def rest(self) -> None:
         """Give the connection back; the next statement takes one again."""
         with self._lock:
@@ -161,6 +167,16 @@ class Link:
         if kept is not None:
             with contextlib.suppress(DBAPIError):  # it is given up because it is broken
                 kept.close()
+
+
+def _after_fork() -> None:
+    """A forked process connects anew: two on one connection would read each other's answers."""
+    for engine, link in [*_links.items()]:
+        engine.dispose(close=False)
+        link.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _worth_repeating(error: DBAPIError, done_perhaps: bool) -> bool:

@@ -102,6 +102,24 @@ def test_tpe_suggests_what_optunas_suggests(
             assert found == expected, (size, seed)
 
 
+@pytest.mark.parametrize("multivariate", [True, False])
+@pytest.mark.parametrize("names", ["optimizer", "optimizer layers", "units layers", "grid units"])
+def test_tpe_breaks_ties_as_optuna_does(engine: Engine, names: str, multivariate: bool) -> None:
+    """Where all is discrete, many candidates are worth the same but for their last bits."""
+    for seed in range(3):
+        studies = [
+            optuna.create_study(
+                storage=StudyStorage(engine), sampler=cls(seed=seed, multivariate=multivariate)
+            )
+            for cls in (sampling.TPESampler, optuna.samplers.TPESampler)
+        ]
+        for study in studies:
+            for _ in range(32):
+                trial = study.ask({name: SPACE[name] for name in names.split()})
+                study.tell(trial, sum(float(len(str(value))) for value in trial.params.values()))
+        assert [t.params for t in studies[0].trials] == [t.params for t in studies[1].trials]
+
+
 def test_tpe_leaves_constraints_groups_and_several_objectives_to_optuna(engine: Engine) -> None:
     storage = StudyStorage(engine)
     many = optuna.create_study(storage=storage, directions=["minimize", "maximize"])

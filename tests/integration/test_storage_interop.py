@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Engine
 
-from service import database
+from service import database, sampling
 from service.storage import StudyStorage
 from service.trials import CHUNK
 
@@ -123,6 +124,24 @@ def test_plain_optuna_runs_in_several_processes_on_our_storage(
     assert trials == RDBStorage(database_url).get_all_trials(study._study_id)
     assert all(trial.state.is_finished() for trial in trials)
     assert study.best_value == min(t.value for t in trials if t.state == TrialState.COMPLETE)
+
+
+def test_forked_processes_connect_anew(engine: Engine) -> None:
+    study = optuna.create_study(storage=StudyStorage(engine), sampler=sampling.TPESampler(seed=1))
+
+    def optimize() -> None:
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=15)
+
+    optimize()
+    children = [multiprocessing.get_context("fork").Process(target=optimize) for _ in range(3)]
+    for child in children:
+        child.start()
+    optimize()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert [trial.number for trial in study.trials] == list(range(75))
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
 def test_optunas_command_reads_our_studies(engine: Engine, database_url: str) -> None:
