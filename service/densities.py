@@ -56,7 +56,7 @@ def log_density(distributions: Sequence[Any], weights: Floats, x: Floats) -> Flo
     """
     columns = [*zip(distributions, x.T, strict=True)]
     continuous = [(d, np.log(v) if d.is_log else v) for d, v in columns if _is_continuous(d)]
-    points, factors, constant = _expanded(continuous, len(x), len(weights))
+    points, factors, constant = _expanded(continuous)
     constant = np.log(weights) + constant
     slight = SLIGHT + math.log(len(weights)) - sum(_least(d) for d in distributions)
     floor = points @ factors[:, -1] + constant[-1] - slight
@@ -88,24 +88,18 @@ def _is_plain(d: Any, x: Floats) -> bool:
     return bool(wide and d.low < x.min() and x.max() < d.high)
 
 
-def _expanded(
-    continuous: list[tuple[Any, Floats]], candidates: int, kernels: int
-) -> tuple[Floats, Floats, Any]:
+def _expanded(continuous: list[tuple[Any, Floats]]) -> tuple[Floats, Floats, Floats]:
     """All continuous parameters' densities, such that one product of matrices has them.
 
     (x - mu)^2 / (2 sigma^2) is x^2 a - x b + c, with a, b and c of the kernel alone.
 
     Args:
         continuous: Each parameter's kernels and the candidates' values (or their logarithms).
-        candidates: How many candidates there are.
-        kernels: How many kernels.
 
     Returns:
         Of the candidates, (candidates, 2 parameters); of the kernels, (2 parameters, kernels); and
         what is the same for all candidates, (kernels,). What bounds cut off is not made up for.
     """
-    if not continuous:
-        return np.empty((candidates, 0)), np.empty((0, kernels)), np.zeros(kernels)
     centre = np.array([[0.5 * (d.adapted_low + d.adapted_high)] for d, _ in continuous])
     mu = np.stack([d.mu for d, _ in continuous]) - centre
     precision = 1 / np.stack([d.sigma for d, _ in continuous])
@@ -184,8 +178,6 @@ class Pairs:
 
     def make_up_for_bounds(self, distributions: list[Any]) -> None:
         """Give kernels of numerical parameters what their bounds cut off."""
-        if not distributions:
-            return
         some = np.zeros(len(distributions[0].mu), dtype=bool)
         some[self.kernel] = True
         low = np.array([[d.adapted_low] for d in distributions])

@@ -51,7 +51,7 @@ MEANT = 32
 """So many shapes a reader says it knows; of more, it is told some again."""
 
 NEWS = """-- Trials of this study that are not known here yet.
-SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_running)s,
+SELECT service.news(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_depth)s,
                     %(p_limit)s)::text"""
 LEARN = """-- Digests of this study's trials that are not known here yet.
 SELECT service.learn(%(p_study)s, %(p_after)s, %(p_known)s::int[], %(p_since)s, %(p_running)s,
@@ -78,7 +78,11 @@ def read(
             if trial._trial_id not in own:
                 history.put(trial)
 
-    asked = {"p_study": study_id, **history.frontier.question(own)}
+    asked = {
+        "p_study": study_id,
+        "p_depth": "all" if running else "finished",
+        **history.frontier.question(own),
+    }
     return _read(link, NEWS, asked, history.frontier, take, running)
 
 
@@ -109,8 +113,7 @@ def take(answer: Any, ledger: Ledger) -> None:
     """Put the digests of an answer into the ledger."""
     _, _, after, unfinished, shapes, arrays = answer
     ledger.frontier.advance(after, unfinished)
-    if shapes:
-        ledger.learn(digests.shapes(shapes))
+    ledger.learn(digests.shapes(shapes))
     ledger.put(digests.digests(arrays, ledger.shapes))
 
 

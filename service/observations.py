@@ -59,7 +59,6 @@ class Observations:
         self._ledger = ledger
         self._sign = -1.0 if ledger.directions[0] == StudyDirection.MAXIMIZE else 1.0
         self._read = 0
-        self._count = 0
         self._params: dict[str, Column] = {}
         self._number, self._key, self._step = Column(), Column(), Column()
         self._pruned = Column()
@@ -73,7 +72,7 @@ class Observations:
         return ledger.derived(cls, cls._take_in)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._pruned.values)
 
     def _take_in(self) -> None:
         finished = self._ledger.finished
@@ -93,7 +92,6 @@ class Observations:
         self._step.extend([step for step, _ in scores])
         self._key.extend([key for _, key in scores])
         self._number.extend([trial.number for trial in trials])
-        self._count += len(trials)
         # Other threads go by this column's length, so all others are as long before it is.
         self._pruned.extend([trial.state is TrialState.PRUNED for trial in trials])
 
@@ -109,7 +107,7 @@ class Observations:
     def _intersect(self, shape: Shape) -> None:
         self._shape = shape
         for name in shape.places:
-            self._params.setdefault(name, Column(self._count))
+            self._params.setdefault(name, Column(len(self)))
         if self.space is None:
             self.space = dict(sorted(shape.distributions.items()))
             return

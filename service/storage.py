@@ -8,7 +8,7 @@ database makes a write to it only if the lease's token is still the newest. All 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from service import database, news
 from service.errors import StaleLease
 from service.held import Held
+from service.history import History
 from service.leases import Lease, Orders
 from service.ledger import Ledger
 from service.link import Link
@@ -215,17 +216,14 @@ class StudyStorage(Trials):
             held = self._held.get(trial_id)
         return held.lease.study_id if held is not None else super()._study(trial_id)
 
-    def get_all_trials(
-        self,
-        study_id: int,
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
-    ) -> list[FrozenTrial]:
+    def _history(self, study_id: int, *, running: bool) -> History:
         with self._lock:
+            history = super()._history(study_id, running=running)
             for held in self._held.values():
-                held.shown = True
-                self._known(held.lease.study_id).history.put(held.trial)
-            return super().get_all_trials(study_id, deepcopy, states)
+                if held.lease.study_id == study_id:
+                    held.shown = True
+                    history.put(held.trial)
+            return history
 
     def followed(self, study_id: int) -> Ledger:
         """What is known of finished trials, for a pruner that asks after every report.

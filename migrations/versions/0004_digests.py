@@ -135,55 +135,6 @@ BEGIN
 END $$
 """
 
-DROP_NEWS = "DROP FUNCTION service.news(int, int, int[], bigint, text, int)"
-NEWS = """
-CREATE FUNCTION service.news(
-  p_study int, p_after int, p_known int[], p_since bigint, p_running boolean, p_limit int)
-RETURNS json LANGUAGE plpgsql STABLE AS $$
--- What a reader of whole trials has not seen yet: what has ended and the ids of what has begun;
--- everything, if p_running is set. service/news.py says why nothing is missed.
--- STABLE: every statement in here sees the caller's one snapshot.
-DECLARE
-  horizon bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
-  reach int := CASE WHEN horizon - p_since > 1000000000 THEN 2147483647
-                    ELSE age(mod(p_since, 4294967296)::text::xid) END;
-  created int[];
-  unfinished int[];
-  told int[];
-BEGIN
-  IF NOT EXISTS (SELECT FROM studies WHERE study_id = p_study) THEN
-    RETURN NULL;
-  END IF;
-  created := ARRAY(SELECT trial_id FROM trials WHERE study_id = p_study AND trial_id > p_after
-                    ORDER BY trial_id LIMIT p_limit);
-  IF NOT p_running THEN
-    IF created <> '{}' THEN
-      unfinished := ARRAY(SELECT trial_id FROM trials
-                           WHERE trial_id = ANY (created) AND state IN ('RUNNING', 'WAITING'));
-    END IF;
-    told := ARRAY(SELECT trial_id FROM trials
-                   WHERE trial_id = ANY (created || p_known)
-                     AND state NOT IN ('RUNNING', 'WAITING'));
-  ELSE
-    told := created || ARRAY(
-      SELECT t.trial_id FROM trials t
-       WHERE t.trial_id = ANY (p_known)
-         AND (age(t.xmin) <= reach OR (t.state = 'RUNNING' AND (
-           EXISTS (SELECT FROM trial_intermediate_values c
-                    WHERE c.trial_id = t.trial_id AND age(c.xmin) <= reach)
-           OR EXISTS (SELECT FROM trial_params c
-                       WHERE c.trial_id = t.trial_id AND age(c.xmin) <= reach)
-           OR EXISTS (SELECT FROM trial_system_attributes c
-                       WHERE c.trial_id = t.trial_id AND age(c.xmin) <= reach)
-           OR EXISTS (SELECT FROM trial_user_attributes c
-                       WHERE c.trial_id = t.trial_id AND age(c.xmin) <= reach)))));
-  END IF;
-  RETURN json_build_array(
-    horizon, cardinality(created), created[cardinality(created)], unfinished,
-    CASE WHEN told <> '{}' THEN service.documents(told) END);
-END $$
-"""
-
 DROP_WRITE = "DROP FUNCTION service.write"
 WRITE = """
 CREATE FUNCTION service.write(
@@ -252,24 +203,23 @@ def upgrade() -> None:
     )
     # A digest is replaced once, by that of the finished trial: room for it on the same page.
     op.execute("ALTER TABLE service.digests SET (fillfactor = 50)")
-    for statement in (DROP_NEWS, DROP_WRITE, DIGESTED, KEEP_DIGEST, LEARN, NEWS, WRITE):
+    for statement in (DROP_WRITE, DIGESTED, KEEP_DIGEST, LEARN, WRITE):
         op.execute(statement)
     for name, old, new in CHANGES:
         as_it_was = before.function(name)
         assert as_it_was.count(old) == 1
         op.execute(as_it_was.replace(old, new))
-    for called in ("learn", "news", "write", "delete_study"):
+    for called in ("learn", "write", "delete_study"):
         op.execute(f"ALTER FUNCTION service.{called} {before.SETTINGS}")
 
 
 def downgrade() -> None:
-    for name in ("news", "write", "learn", "keep_digest", "digested"):
+    for name in ("write", "learn", "keep_digest", "digested"):
         op.execute(f"DROP FUNCTION service.{name}")
-    op.execute(before.NEWS)
     name, old, new = before.CHANGES[0]
     op.execute(before.function(name).replace(old, new))
     for name, _, _ in CHANGES:
         op.execute(before.function(name))
-    for called in ("news", "write", "delete_study"):
+    for called in ("write", "delete_study"):
         op.execute(f"ALTER FUNCTION service.{called} {before.SETTINGS}")
     op.drop_table("digests", schema=SCHEMA)

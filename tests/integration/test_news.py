@@ -224,7 +224,7 @@ def news_of(reader: StudyStorage, study_id: int) -> list[list[Any]]:
     """The documents that the next look at whole trials would bring, without looking."""
     frontier = reader._studies[study_id].history.frontier
     asked = {"p_study": study_id, **frontier.question(), "p_since": frontier.since}
-    documents = reader._link.ask_json(news.NEWS, asked | {"p_running": True, "p_limit": 2000})[-1]
+    documents = reader._link.ask_json(news.NEWS, asked | {"p_depth": "all", "p_limit": 2000})[-1]
     return [] if documents is None else documents[1]
 
 

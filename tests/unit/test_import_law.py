@@ -47,7 +47,7 @@ ALLOWED = {
     "progress": "database models",
     "spec": "registry samplers",
     "trials": "history ledger link news rows shelf writes",
-    "storage": "database held leases ledger link news trials writes",
+    "storage": "database held history leases ledger link news trials writes",
     "densities": "",
     "mixture": "densities",
     "observations": "digests ledger",
