@@ -41,9 +41,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.dialects.postgresql import insert
 
-from service import Hall, Settings, Spec, database, embedded, leases, pruning, sampling, schema
-from service.models import StudyRow
-from service.storage import StudyStorage
+from service import Hall, Settings, Spec, database
+from service.database import embedded, schema
+from service.database.models import StudyRow
+from service.sampling import pruners, tpe
+from service.storage import leases
+from service.storage.storage import StudyStorage
 
 NAME = "benchmark"
 EPOCHS = 10
@@ -119,10 +122,10 @@ class Ours:
     name = "ours"
 
     def __init__(self, url: str) -> None:
-        self.engine = database.engine(url)
+        self.engine = database.create_engine(url)
         self.storage = StudyStorage(self.engine)
         self.study = optuna.load_study(
-            study_name=NAME, storage=self.storage, pruner=pruning.MedianPruner()
+            study_name=NAME, storage=self.storage, pruner=pruners.MedianPruner()
         )
         self.worker = f"{os.getpid()}"
 
@@ -130,7 +133,7 @@ class Ours:
         lease = leases.claim(self.engine, self.study._study_id, self.worker, 60.0)
         assert lease is not None
         self.storage.hold(lease)
-        self.study.sampler = sampling.TPESampler(seed=lease.number)
+        self.study.sampler = tpe.TPESampler(seed=lease.number)
         self.study._thread_local.cached_all_trials = None
         trial = optuna.Trial(self.study, lease.trial_id)
         state, value, epochs = run_trial(trial, epoch_seconds, prune)
@@ -147,9 +150,9 @@ class Plain:
     def __init__(self, url: str) -> None:
         self.study = optuna.load_study(
             study_name=NAME,
-            storage=StudyStorage(database.engine(url)),
-            sampler=sampling.TPESampler(),
-            pruner=pruning.MedianPruner(),
+            storage=StudyStorage(database.create_engine(url)),
+            sampler=tpe.TPESampler(),
+            pruner=pruners.MedianPruner(),
         )
 
     trial = Stock.trial
@@ -205,7 +208,7 @@ def make(server_url: str, name: str, trials: int, stock: bool) -> str:
     url = database.normalize_url(server_url).set(database=name)
     text = url.render_as_string(hide_password=False)
     schema.upgrade(text)
-    engine = database.engine(text)
+    engine = database.create_engine(text)
     storage = StudyStorage(engine)
     study = optuna.create_study(study_name=NAME, storage=storage)
     with engine.begin() as connection:
@@ -282,14 +285,14 @@ def bench_join(url: str, size: int) -> list[Row]:
 
 def join(name: str, url: str) -> float:
     """What a joining worker does, timed; Optuna's modules are loaded before."""
-    optuna.samplers.TPESampler(), sampling.TPESampler()
+    optuna.samplers.TPESampler(), tpe.TPESampler()
 
     def first() -> None:
         side = SIDES[name](url)
         if name == "ours":
             lease = leases.claim(side.engine, side.study._study_id, "w", 60.0)
             side.storage.hold(lease)
-            side.study.sampler = sampling.TPESampler()
+            side.study.sampler = tpe.TPESampler()
             trial = optuna.Trial(side.study, lease.trial_id)
         else:
             trial = side.study.ask()
@@ -415,13 +418,13 @@ def bench_import(url: str, size: int, stock_size: int) -> list[Row]:
     )
     last = past_trials(stock_size)
     theirs = seconds(lambda: stock.add_trials(last)) / stock_size
-    storage = StudyStorage(database.engine(make(url, "import_ours", 0, stock=False)))
+    storage = StudyStorage(database.create_engine(make(url, "import_ours", 0, stock=False)))
     study_id = storage.get_study_id_from_name(NAME)
     trials = past_trials(size)
     mine = seconds(lambda: storage.add_trials(study_id, trials)) / size
     other = optuna.load_study(
         study_name=NAME,
-        storage=StudyStorage(database.engine(make(url, "import_plain", 0, stock=False))),
+        storage=StudyStorage(database.create_engine(make(url, "import_plain", 0, stock=False))),
     )
     plain = seconds(lambda: other.add_trials(trials[:stock_size])) / stock_size
     what = f"importing a finished trial, {size:,} in all"

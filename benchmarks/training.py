@@ -238,7 +238,7 @@ def _start(
     options: argparse.Namespace, role: str, job: str, cores: int = 0, core: int = 0, seed: int = 0
 ) -> subprocess.Popen[str]:
     """One side in a process of its own, with all cores, or bound as the service binds it."""
-    from service.devices import Device
+    from service.workers.devices import Device
 
     command = [sys.executable, __file__, "--role", role, "--job", job, "--seed", str(seed)]
     command += ["--epochs", str(options.epochs), *(["--short"] if options.short else [])]

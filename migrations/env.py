@@ -7,7 +7,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from migrations.scope import SCOPE
-from service import database, models
+from service import database
+from service.database import models
 from service.settings import Settings
 
 
@@ -20,7 +21,7 @@ def run(connection: Connection) -> None:
 
 def run_alone() -> None:
     """For the `alembic` command: the database that studyhall would use."""
-    engine = database.engine(database.resolve_url(Settings.load()), bounded=False)
+    engine = database.create_engine(database.resolve_url(Settings.load()), bounded=False)
     with database.reachable(engine) as connection, connection.begin():
         run(connection)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.models import SCHEMA, Base
+from service.database.models import SCHEMA, Base
 
 
 def include_name(name: str | None, kind: str, parents: Any) -> bool:

@@ -5,7 +5,8 @@ The built-in ones are `objectives.mnist` and `objectives.cifar10`, `mlp` and `cn
 
 from __future__ import annotations
 
-from objectives.datasets import Dataset
+from objectives.data.dataset import Dataset
+from objectives.data.sources import Examples
 from objectives.errors import (
     BuildError,
     DataError,
@@ -16,7 +17,6 @@ from objectives.errors import (
 )
 from objectives.objective import KerasObjective
 from objectives.settings import Settings
-from objectives.sources import Examples
 
 BUILT_IN = {
     "mnist-mlp": "objectives.mnist:mlp",

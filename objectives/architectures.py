@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from objectives.datasets import Dataset
+from objectives.data.dataset import Dataset
 from objectives.space import Space, suggest
 
 _OPTIMIZER: Space = {

@@ -10,9 +10,9 @@ from objectives.architectures import (
     build_cnn,
     build_mlp,
 )
+from objectives.data.sources import CIFAR10
 from objectives.objective import KerasObjective
 from objectives.settings import Settings
-from objectives.sources import CIFAR10
 
 mlp = KerasObjective(
     name="cifar10-mlp",

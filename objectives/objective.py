@@ -15,13 +15,13 @@ from typing import Any, Self
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from objectives import training
-from objectives.datasets import Dataset, load_dataset, load_test_set
+from objectives.data.dataset import Dataset, load_dataset, load_test_set
+from objectives.data.sources import KINDS, CallableSource, Examples, Kind, Source
 from objectives.errors import BuildError, SettingError
 from objectives.settings import Direction, Settings
-from objectives.sources import KINDS, CallableSource, Examples, Kind, Source
 from objectives.space import Space, described, gridded
-from objectives.watch import Course
+from objectives.training.fit import fit, prepare
+from objectives.training.recorder import Course
 
 Builder = Callable[[optuna.Trial, Dataset], Any]
 Callbacks = Callable[[optuna.Trial], Sequence[Any]]
@@ -200,12 +200,12 @@ class KerasObjective:
 
     def _trained(self, trial: optuna.Trial, dataset: Dataset) -> float:
         seed = getattr(trial, "seed", trial.number)
-        training.prepare(seed, self.settings.dtype_policy)
+        prepare(seed, self.settings.dtype_policy)
         batch_size = trial.suggest_categorical("batch_size", self.settings.batch_sizes)
         model = self._built(trial, dataset)
         callbacks = self.callbacks(trial) if self.callbacks else ()
         course = self._course(batch_size, seed)
-        result = training.fit(model, dataset, course, trial, callbacks=callbacks)
+        result = fit(model, dataset, course, trial, callbacks=callbacks)
         if result.epoch is not None:
             trial.set_user_attr("epoch", result.epoch)
         return result.value

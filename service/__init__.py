@@ -20,10 +20,10 @@ from service.errors import (
     UnknownStudy,
     WorkFailed,
 )
-from service.progress import Best, Progress
 from service.settings import Settings
-from service.spec import Budget, Spec
-from service.study import Hall, Study, connect, storage
+from service.studies.progress import Best, Progress
+from service.studies.spec import Budget, Spec
+from service.studies.study import Hall, Study, connect, storage
 
 __all__ = [
     "Best",

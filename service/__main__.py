@@ -12,7 +12,8 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import cli, database
+from service import database
+from service.cli import main as cli
 from service.errors import StudyhallError
 
 

@@ -12,11 +12,12 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import database, registry
-from service.checkpoints import Store
+from service import database
+from service.artifacts.checkpoints import Store
 from service.errors import StudyhallError
 from service.settings import Settings
-from service.study import Hall, Study
+from service.studies import registry
+from service.studies.study import Hall, Study
 
 INTERRUPTED = text(
     """-- Leases of unfinished trials that are over, or whose worker has been silent.

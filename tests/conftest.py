@@ -11,7 +11,8 @@ import pytest
 from databases import temporary_database, temporary_folder, temporary_server
 from sqlalchemy.engine import Engine
 
-from service import database, embedded, schema
+from service import database
+from service.database import embedded, schema
 from service.settings import normalize_url
 
 
@@ -53,7 +54,7 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    engine = database.engine(database_url)
+    engine = database.create_engine(database_url)
     yield engine
     engine.dispose()
 

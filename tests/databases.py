@@ -13,7 +13,8 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy.engine import URL
 
-from service import database, embedded
+from service import database
+from service.database import embedded
 from service.settings import normalize_url
 
 SERIAL = itertools.count(1)
@@ -45,7 +46,7 @@ def temporary_server() -> Iterator[str]:
 
 def execute(url: str | URL, statement: str) -> None:
     """Run one statement outside of any transaction."""
-    engine = database.engine(url, application_name="studyhall tests")
+    engine = database.create_engine(url, application_name="studyhall tests")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sqlalchemy.text(statement))
     engine.dispose()

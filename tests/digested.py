@@ -8,8 +8,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from service import database
-from service.digests import Digest
-from service.storage import StudyStorage
+from service.storage.digests import Digest
+from service.storage.storage import StudyStorage
 
 
 def told(trial: FrozenTrial) -> dict[str, Any]:
@@ -41,10 +41,10 @@ def said(digest: Digest) -> dict[str, Any]:
 
 def check_digests(storage: StudyStorage, study_id: int) -> None:
     """Compare all digests of a study with stock Optuna's reading."""
-    ledger = StudyStorage(storage._engine).ledger(study_id, running=True)
-    digests = {digest.trial_id: said(digest) for digest in ledger.finished}
-    digests |= {trial_id: said(digest) for trial_id, digest in ledger.running.items()}
-    url = database.database_url_for_stock(database.str_url(storage._engine.url))
+    digest_cache = StudyStorage(storage._engine).digest_cache(study_id, running=True)
+    digests = {digest.trial_id: said(digest) for digest in digest_cache.finished}
+    digests |= {trial_id: said(digest) for trial_id, digest in digest_cache.running.items()}
+    url = database.database_url_for_stock(database.full_url(storage._engine.url))
     trials = RDBStorage(url).get_all_trials(study_id)
     expected = {
         trial._trial_id: told(trial)

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from objectives import KerasObjective, mnist
-from service import checkpoints
+from service.artifacts import checkpoints
 
 POINTS = ("in the epoch", "saving", "saved", "reported", "before tell")
 """Where trial 0, 1, … is killed: in mid-epoch; in the middle of writing a checkpoint; between

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from objectives import Dataset
-from objectives.sources import Examples, frozen
+from objectives.data.sources import Examples, frozen
 
 RNG = np.random.RandomState(1)
 X = RNG.randint(0, 256, (230, 4, 4), dtype=np.uint8)

@@ -11,7 +11,7 @@ import pytest
 from gpu import install
 from shell import Shell, eventually
 
-from service.devices import cores
+from service.workers.devices import cores
 
 STATUS_KEYS = [
     "study",

@@ -13,7 +13,7 @@ import pytest
 from databases import temporary_folder
 from shell import Shell, eventually
 
-from service import embedded, schema
+from service.database import embedded, schema
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 TRAIN = """
 import signal
-from service.worker import give_signals_a_stack
+from service.workers.worker import give_signals_a_stack
 give_signals_a_stack()
 import optuna
 from objectives import mnist

@@ -10,8 +10,8 @@ os.environ.update(CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3", TF_NUM_IN
 
 import optuna
 
-from service.samplers import trial_seed
-from service.spec import Spec
+from service.sampling.factory import trial_seed
+from service.studies.spec import Spec
 
 
 class Again(optuna.trial.FixedTrial):

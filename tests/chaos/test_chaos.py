@@ -21,7 +21,8 @@ import psutil
 import pytest
 from databases import temporary_folder
 
-from service import Hall, Settings, Study, embedded
+from service import Hall, Settings, Study
+from service.database import embedded
 
 LEASE_SECONDS = 4.0
 SETTINGS = ("epochs=8", "patience=8")
@@ -184,7 +185,7 @@ def orphans(chaos: Chaos) -> list[int]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "environ"]):
         environment = process.info["environ"] or {}
-        if environment.get("STUDYHALL_HOME") == str(chaos.home) and "service.worker" in (
+        if environment.get("STUDYHALL_HOME") == str(chaos.home) and "service.workers.worker" in (
             process.info["cmdline"] or []
         ):
             found.append(process.pid)

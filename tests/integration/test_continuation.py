@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from service import Budget, Hall, Spec, Study, leases
-from service.checkpoints import Store
-from service.limits import NO_LIMITS, Limits
-from service.worker import RECYCLE, Worker
+from service import Budget, Hall, Spec, Study
+from service.artifacts.checkpoints import Store
+from service.storage import leases
+from service.workers.limits import NO_LIMITS, Limits
+from service.workers.worker import RECYCLE, Worker
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_out_of_memory_is_tried_once_more_alone_then_fails(
 def test_a_trial_timeout_fails_the_trial_and_the_worker_goes_on(
     hall: Hall, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
-    monkeypatch.setattr("service.worker.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("service.workers.worker.PATIENCE_SECONDS", 0.2)
     study = new(hall, objective, 2, trial_timeout=0.4)
     began = time.monotonic()
     assert work(hall, study, "w1") == 0

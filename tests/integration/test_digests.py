@@ -17,9 +17,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
-from service import Hall, Study, database, leases, schema
-from service.leases import Lease
-from service.storage import StudyStorage
+from service import Hall, Study, database
+from service.database import schema
+from service.storage import leases
+from service.storage.leases import Lease
+from service.storage.storage import StudyStorage
 
 UNIT = FloatDistribution(0, 1)
 KIND = CategoricalDistribution(("a", "b"))
@@ -96,16 +98,16 @@ def test_the_digest_of_a_running_trial_that_stock_optuna_ended_is_not_believed(
     reader = StudyStorage(hall.engine)
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
     storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
-    assert lease.trial_id in reader.ledger(study.study_id, running=True).running
-    url = database.database_url_for_stock(database.str_url(hall.engine.url))
+    assert lease.trial_id in reader.digest_cache(study.study_id, running=True).running
+    url = database.database_url_for_stock(database.full_url(hall.engine.url))
     stock = RDBStorage(url)
     values = [3.0] if state == TrialState.COMPLETE else None
     stock.set_trial_state_values(lease.trial_id, state, values)
-    ledger = reader.ledger(study.study_id)
-    assert [(digest.state, list(digest.values)) for digest in ledger.finished] == [
+    digest_cache = reader.digest_cache(study.study_id)
+    assert [(digest.state, list(digest.values)) for digest in digest_cache.finished] == [
         (state, values or [])
     ]
-    assert ledger.running == {}
+    assert digest_cache.running == {}
     check_digests(storage, study.study_id)
 
 
@@ -115,14 +117,14 @@ def test_a_trial_that_is_continued_keeps_its_place(hall: Hall, study: Study) -> 
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
     storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
     leases.release(hall.engine, lease, "signal")
-    assert [*reader.ledger(study.study_id, running=True).running] == [lease.trial_id]
+    assert [*reader.digest_cache(study.study_id, running=True).running] == [lease.trial_id]
     successor, taken = claim(hall, study)
     assert taken.trial_id == lease.trial_id
     successor.forget(taken, 0)
     successor.set_trial_intermediate_value(lease.trial_id, 0, 2.0)
-    assert [*reader.ledger(study.study_id, running=True).running] == [lease.trial_id]
+    assert [*reader.digest_cache(study.study_id, running=True).running] == [lease.trial_id]
     successor.finish(taken, TrialState.PRUNED)
-    assert [digest.reported for digest in reader.ledger(study.study_id).finished] == [[2.0]]
+    assert [digest.reported for digest in reader.digest_cache(study.study_id).finished] == [[2.0]]
     check_digests(storage, study.study_id)
 
 
@@ -164,7 +166,7 @@ def test_what_a_sampler_announces_is_written_until_all_of_it_is_suggested(
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
     storage.flush()
     assert reader.get_trial_system_attrs(lease.trial_id) == {NOTE: '{"x": 0.25, "kind": "b"}'}
-    running = reader.ledger(study.study_id, running=True).running[lease.trial_id]
+    running = reader.digest_cache(study.study_id, running=True).running[lease.trial_id]
     assert running.notes == {NOTE: '{"x": 0.25, "kind": "b"}'}
     storage.finish(lease, TrialState.PRUNED)
 

@@ -8,8 +8,10 @@ import pytest
 import sqlalchemy
 import stubs
 
-from service import Budget, Hall, Settings, Spec, Study, UnknownStudy, doctor, leases, registry
-from service import workers as roll
+from service import Budget, Hall, Settings, Spec, Study, UnknownStudy, doctor
+from service.storage import leases
+from service.studies import registry
+from service.workers import presence as roll
 
 
 def problems(hall: Hall, study: str | None = None) -> list[str]:

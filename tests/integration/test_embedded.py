@@ -18,12 +18,13 @@ import pytest
 import sqlalchemy
 from databases import temporary_folder
 
-from service import database, embedded, postgres
+from service import database
+from service.database import embedded, postgres
 from service.errors import DatabaseError
 
 START = """
 import sys, pathlib
-from service import embedded
+from service.database import embedded
 print(embedded.start(pathlib.Path(sys.argv[1])))
 """
 ROOT = os.geteuid() == 0
@@ -66,7 +67,7 @@ def postmaster(home: Path) -> int:
 
 
 def query(url: str, statement: str) -> str:
-    engine = database.engine(url)
+    engine = database.create_engine(url)
     with engine.begin() as connection:
         result = str(connection.execute(sqlalchemy.text(statement)).scalar_one())
     engine.dispose()

@@ -10,10 +10,11 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from service import Budget, Hall, Spec, Study, database, leases
+from service import Budget, Hall, Spec, Study, database
 from service.errors import StaleLease
-from service.leases import Lease
-from service.storage import StudyStorage
+from service.storage import leases
+from service.storage.leases import Lease
+from service.storage.storage import StudyStorage
 
 LONG = 60.0
 OVER = 0.0
@@ -41,7 +42,7 @@ def test_many_claimers_at_once_spend_the_budget_exactly(
     start = threading.Barrier(6)
 
     def take(index: int) -> list[int]:
-        engine = database.engine(database_url)
+        engine = database.create_engine(database_url)
         start.wait()
         taken = []
         while lease := leases.claim(engine, study.study_id, f"w{index}", LONG):

@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
-from service import Hall, Study, database, leases, news
-from service.link import REPLAN
-from service.storage import StudyStorage
+from service import Hall, Study, database
+from service.database.connection import REPLAN
+from service.storage import leases, news
+from service.storage.storage import StudyStorage
 
 UNIT = FloatDistribution(0, 1)
 REPORT = """INSERT INTO trial_intermediate_values
@@ -36,7 +37,7 @@ def writer(engine: Engine) -> StudyStorage:
 
 @pytest.fixture
 def reader(database_url: str) -> Iterator[StudyStorage]:
-    engine = database.engine(database_url)
+    engine = database.create_engine(database_url)
     yield StudyStorage(engine)
     engine.dispose()
 
@@ -49,7 +50,7 @@ def study_id(writer: StudyStorage) -> int:
 @pytest.fixture
 def slow(database_url: str) -> Iterator[Connection]:
     """A connection whose transaction the test ends when it likes."""
-    engine = database.engine(database_url)
+    engine = database.create_engine(database_url)
     with engine.connect() as connection:
         yield connection
     engine.dispose()
@@ -180,13 +181,13 @@ def test_what_a_shallow_look_passes_over_a_deeper_one_finds(
     writer: StudyStorage, reader: StudyStorage, study_id: int
 ) -> None:
     first, second = writer.create_new_trial(study_id), writer.create_new_trial(study_id)
-    assert reader.ledger(study_id).finished == []
+    assert reader.digest_cache(study_id).finished == []
     writer.set_trial_param(first, "x", 0.5, UNIT)
     writer.set_trial_intermediate_value(first, 0, 1.0)
     writer.set_trial_state_values(second, TrialState.COMPLETE, [1.0])
-    assert [digest.trial_id for digest in reader.ledger(study_id).finished] == [second]
-    assert reader.ledger(study_id).running == {}
-    running = reader.ledger(study_id, running=True).running
+    assert [digest.trial_id for digest in reader.digest_cache(study_id).finished] == [second]
+    assert reader.digest_cache(study_id).running == {}
+    running = reader.digest_cache(study_id, running=True).running
     assert {trial_id: digest.params for trial_id, digest in running.items()} == {first: [0.5]}
     writer.set_trial_intermediate_value(first, 1, 2.0)
     assert learnt_by(reader, study_id) == []
@@ -222,16 +223,16 @@ def values_touched(storage: StudyStorage) -> int:
 
 def news_of(reader: StudyStorage, study_id: int) -> list[list[Any]]:
     """The documents that the next look at whole trials would bring, without looking."""
-    frontier = reader._studies[study_id].history.frontier
-    asked = {"p_study": study_id, **frontier.question(), "p_since": frontier.since}
+    position = reader._studies[study_id].history.position
+    asked = {"p_study": study_id, **position.question(), "p_since": position.since}
     documents = reader._link.ask_json(news.NEWS, asked | {"p_depth": "all", "p_limit": 2000})[-1]
     return [] if documents is None else documents[1]
 
 
 def learnt_by(reader: StudyStorage, study_id: int) -> list[list[Any]]:
     """The digests that the next look would bring, without looking."""
-    ledger = reader._studies[study_id].ledger
-    asked = news.question(study_id, ledger) | {"p_since": ledger.frontier.since}
+    digest_cache = reader._studies[study_id].digest_cache
+    asked = news.question(study_id, digest_cache) | {"p_since": digest_cache.position.since}
     digests: list[list[Any]] = reader._link.ask_json(
         news.LEARN, asked | {"p_running": True, "p_limit": 2000}
     )[-1]
@@ -262,7 +263,7 @@ def test_readers_agree_with_the_tables_after_everybody_has_written_at_once(
     ended = threading.Event()
     makers: list[Callable[[], optuna.storages.BaseStorage]] = [
         lambda: RDBStorage(database_url, engine_kwargs={"pool_size": 1}),
-        lambda: StudyStorage(database.engine(database_url)),
+        lambda: StudyStorage(database.create_engine(database_url)),
     ]
 
     def write(index: int) -> None:
@@ -278,7 +279,7 @@ def test_readers_agree_with_the_tables_after_everybody_has_written_at_once(
 
     def dawdle(index: int) -> None:
         """Overwrite values of running trials in transactions that stay open for a while."""
-        chance, engine = random.Random(100 + index), database.engine(database_url)
+        chance, engine = random.Random(100 + index), database.create_engine(database_url)
         running = text("SELECT trial_id FROM trials WHERE state = 'RUNNING' ORDER BY random()")
         while not ended.is_set():
             with engine.begin() as connection:
@@ -287,7 +288,7 @@ def test_readers_agree_with_the_tables_after_everybody_has_written_at_once(
                 time.sleep(chance.random() * 0.05)
         engine.dispose()
 
-    readers = [StudyStorage(database.engine(database_url)) for _ in range(2)]
+    readers = [StudyStorage(database.create_engine(database_url)) for _ in range(2)]
 
     def look(reader: StudyStorage) -> None:
         while not ended.is_set():

@@ -21,8 +21,8 @@ from optuna.samplers._tpe import _truncnorm
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Engine
 
-from service import mixture, pruning, sampling
-from service.storage import StudyStorage
+from service.sampling import parzen, pruners, tpe
+from service.storage.storage import StudyStorage
 
 SPACE: dict[str, BaseDistribution] = {
     "width": FloatDistribution(0.0, 1.0),
@@ -98,7 +98,7 @@ def test_tpe_suggests_what_optunas_suggests(
         storage.add_trials(study._study_id, [past(chance, whole) for _ in range(size)])
         for seed in (1, 2):
             expected = suggested(study, optuna.samplers.TPESampler(seed=seed, **arguments))
-            found = suggested(study, sampling.TPESampler(seed=seed, **arguments))
+            found = suggested(study, tpe.TPESampler(seed=seed, **arguments))
             assert found == expected, (size, seed)
 
 
@@ -111,7 +111,7 @@ def test_tpe_breaks_ties_as_optuna_does(engine: Engine, names: str, multivariate
             optuna.create_study(
                 storage=StudyStorage(engine), sampler=cls(seed=seed, multivariate=multivariate)
             )
-            for cls in (sampling.TPESampler, optuna.samplers.TPESampler)
+            for cls in (tpe.TPESampler, optuna.samplers.TPESampler)
         ]
         for study in studies:
             for _ in range(32):
@@ -140,19 +140,19 @@ def test_tpe_leaves_constraints_groups_and_several_objectives_to_optuna(engine: 
         )
     for study, arguments in ((many, {}), (one, {}), (one, {"group": True})):
         expected = suggested(study, optuna.samplers.TPESampler(seed=1, **arguments))
-        assert suggested(study, sampling.TPESampler(seed=1, **arguments)) == expected
+        assert suggested(study, tpe.TPESampler(seed=1, **arguments)) == expected
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize(
     ("ours", "optunas", "arguments"),
     [
-        (pruning.MedianPruner, optuna.pruners.MedianPruner, {}),
-        (pruning.MedianPruner, optuna.pruners.MedianPruner, {"n_warmup_steps": 1}),
-        (pruning.MedianPruner, optuna.pruners.MedianPruner, {"n_min_trials": 4}),
-        (pruning.PercentilePruner, optuna.pruners.PercentilePruner, {"percentile": 25.0}),
+        (pruners.MedianPruner, optuna.pruners.MedianPruner, {}),
+        (pruners.MedianPruner, optuna.pruners.MedianPruner, {"n_warmup_steps": 1}),
+        (pruners.MedianPruner, optuna.pruners.MedianPruner, {"n_min_trials": 4}),
+        (pruners.PercentilePruner, optuna.pruners.PercentilePruner, {"percentile": 25.0}),
         (
-            pruning.PercentilePruner,
+            pruners.PercentilePruner,
             optuna.pruners.PercentilePruner,
             {"percentile": 80.0, "interval_steps": 2},
         ),
@@ -180,7 +180,7 @@ def test_percentiles_are_numpys_to_the_bit() -> None:
     chance = random.Random(0)
     extremes = [math.nan, math.inf, -math.inf, 1e300, 0.5]
     for _ in range(3000):
-        reports, given = pruning.Reports(), []
+        reports, given = pruners.Reports(), []
         for _ in range(chance.randint(1, 30)):
             given.append(
                 chance.choice(extremes) if chance.random() < 0.1 else chance.gauss(0.0, 1.0)
@@ -216,10 +216,10 @@ def test_kernels_that_are_left_out_do_not_matter(names: list[str], spread: float
         near = [centre + spread * (value - centre) for value in anywhere]
         observations[name] = np.array(near if isinstance(of, FloatDistribution) else anywhere)
     parameters = optuna.samplers.TPESampler()._parzen_estimator_parameters
-    ours = mixture.ParzenEstimator(observations, space, parameters)
-    optunas = mixture._ParzenEstimator(observations, space, parameters)
+    ours = parzen.ParzenEstimator(observations, space, parameters)
+    optunas = parzen._ParzenEstimator(observations, space, parameters)
     few = {name: values[:20] for name, values in observations.items()}
-    samples = mixture.ParzenEstimator(few, space, parameters).sample(np.random.RandomState(3), 100)
+    samples = parzen.ParzenEstimator(few, space, parameters).sample(np.random.RandomState(3), 100)
     np.testing.assert_allclose(ours.log_pdf(samples), optunas.log_pdf(samples), rtol=1e-9)
 
 
@@ -227,7 +227,7 @@ def test_the_logarithm_of_the_normal_distribution_has_optunas_bits() -> None:
     generator = np.random.RandomState(0)
     spread = [generator.normal(size=2000) * scale for scale in (0.1, 1, 3, 10, 30)]
     points = np.concatenate([*spread, [0.0, 1.0, -1.0, 6.0, -20.0, 40.0, np.inf]])
-    assert np.array_equal(mixture.log_ndtr(points), _truncnorm._log_ndtr(points))
+    assert np.array_equal(parzen.log_ndtr(points), _truncnorm._log_ndtr(points))
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_densities_are_optunas_to_rounding(size: int, options: dict[str, bool]) 
     for values in observations.values():
         values[: size // 2] = values[size // 2 : 2 * (size // 2)]
     parameters = optuna.samplers.TPESampler(**options)._parzen_estimator_parameters
-    ours = mixture.ParzenEstimator(observations, SPACE, parameters)
-    optunas = mixture._ParzenEstimator(observations, SPACE, parameters)
+    ours = parzen.ParzenEstimator(observations, SPACE, parameters)
+    optunas = parzen._ParzenEstimator(observations, SPACE, parameters)
     samples = ours.sample(np.random.RandomState(3), 200)
     for name, values in optunas.sample(np.random.RandomState(3), 200).items():
         assert np.array_equal(values, samples[name])
@@ -256,7 +256,7 @@ def test_densities_are_optunas_to_rounding(size: int, options: dict[str, bool]) 
 
 def test_threads_of_one_process_share_what_is_known(engine: Engine) -> None:
     study = optuna.create_study(
-        storage=StudyStorage(engine), sampler=sampling.TPESampler(), pruner=pruning.MedianPruner()
+        storage=StudyStorage(engine), sampler=tpe.TPESampler(), pruner=pruners.MedianPruner()
     )
 
     def objective(trial: optuna.Trial) -> float:

@@ -19,10 +19,11 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import Connection, Engine
 
 from migrations.scope import SCOPE
-from service import database, schema
+from service import database
+from service.database import schema
+from service.database.models import SCHEMA, Base
+from service.database.schema import Revisions
 from service.errors import DatabaseError, SchemaOutOfDate
-from service.models import SCHEMA, Base
-from service.schema import Revisions
 
 EVERYTHING = """
 SELECT 'column', table_name, column_name, ordinal_position::text, data_type, is_nullable,
@@ -44,7 +45,7 @@ ORDER BY 1, 2, 3
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    engine = database.engine(url)
+    engine = database.create_engine(url)
     with engine.connect() as connection:
         yield connection
     engine.dispose()
@@ -72,7 +73,7 @@ def test_eight_processes_upgrade_an_empty_database_at_once(empty_database_url: s
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
     assert ends == [("", 0)] * 8
-    engine = database.engine(empty_database_url)
+    engine = database.create_engine(empty_database_url)
     schema.check(engine)
     engine.dispose()
 
@@ -128,14 +129,14 @@ def test_upgrading_again_changes_nothing(database_url: str) -> None:
 
 def test_an_unfinished_upgrade_is_finished(empty_database_url: str) -> None:
     RDBStorage(empty_database_url).engine.dispose()
-    engine = database.engine(empty_database_url)
+    engine = database.create_engine(empty_database_url)
     schema.ensure(engine)
     assert schema.current(engine) == schema.head()
     engine.dispose()
 
 
 def test_ensure_makes_the_tables_of_an_empty_database(empty_database_url: str) -> None:
-    engine = database.engine(empty_database_url)
+    engine = database.create_engine(empty_database_url)
     with pytest.raises(SchemaOutOfDate, match="no studyhall tables: run `studyhall db upgrade`"):
         schema.check(engine)
     schema.ensure(engine)
@@ -214,7 +215,7 @@ def role(server_url: str, name: str, attributes: str = "") -> Iterator[str]:
 
 
 def test_a_server_that_is_not_there_is_one_line_without_the_password() -> None:
-    engine = database.engine("postgresql://user:secret@localhost:1/name")
+    engine = database.create_engine("postgresql://user:secret@localhost:1/name")
     with pytest.raises(DatabaseError) as caught:
         schema.check(engine)
     line = str(caught.value)
@@ -225,4 +226,4 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password() -> None:
 def test_a_database_that_does_not_exist_is_named(database_url: str) -> None:
     url = sqlalchemy.make_url(database_url).set(database="nowhere")
     with pytest.raises(DatabaseError, match='"nowhere" does not exist: create the database'):
-        schema.current(database.engine(url))
+        schema.current(database.create_engine(url))

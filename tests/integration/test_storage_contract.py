@@ -8,7 +8,7 @@ from optuna.testing.pytest_storages import StorageTestCase
 from sqlalchemy.engine import Engine
 
 import service
-from service.storage import StudyStorage
+from service.storage.storage import StudyStorage
 
 
 class TestStudyStorage(StorageTestCase):

@@ -13,10 +13,12 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from sqlalchemy.engine import Engine
 
-from service import Hall, Study, leases, pruning, sampling
+from service import Hall, Study
 from service.errors import StaleLease
-from service.leases import Lease
-from service.storage import StudyStorage
+from service.sampling import pruners, tpe
+from service.storage import leases
+from service.storage.leases import Lease
+from service.storage.storage import StudyStorage
 
 UNIT = FloatDistribution(0, 1)
 
@@ -59,7 +61,7 @@ def run(storage: StudyStorage, study: optuna.Study, lease: Lease, reports: int) 
 @pytest.mark.parametrize(
     ("sampler", "pruner", "news"),
     [
-        (sampling.TPESampler, pruning.MedianPruner, 1),
+        (tpe.TPESampler, pruners.MedianPruner, 1),
         (optuna.samplers.TPESampler, optuna.pruners.MedianPruner, 12),
     ],
 )

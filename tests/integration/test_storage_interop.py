@@ -19,16 +19,17 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Engine
 
-from service import database, sampling
-from service.storage import StudyStorage
-from service.trials import CHUNK
+from service import database
+from service.sampling import tpe
+from service.storage.storage import StudyStorage
+from service.storage.trials import CHUNK
 
 CHOICES = (None, True, 3, 0.5, "text")
 ROOT = Path(__file__).parents[2]
 PLAIN = """
 import sys, optuna
 from service import database
-from service.storage import StudyStorage
+from service.storage.storage import StudyStorage
 def objective(trial):
     x = trial.suggest_float("x", -1, 1) + trial.suggest_int("n", 1, 3)
     trial.suggest_categorical("c", ["a", "b"])
@@ -38,7 +39,7 @@ def objective(trial):
             raise optuna.TrialPruned
     return x
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-storage = StudyStorage(database.engine(sys.argv[1]))
+storage = StudyStorage(database.create_engine(sys.argv[1]))
 optuna.load_study(study_name="plain", storage=storage).optimize(objective, n_trials=15)
 """
 
@@ -127,7 +128,7 @@ def test_plain_optuna_runs_in_several_processes_on_our_storage(
 
 
 def test_forked_processes_connect_anew(engine: Engine) -> None:
-    study = optuna.create_study(storage=StudyStorage(engine), sampler=sampling.TPESampler(seed=1))
+    study = optuna.create_study(storage=StudyStorage(engine), sampler=tpe.TPESampler(seed=1))
 
     def optimize() -> None:
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=15)
@@ -184,7 +185,7 @@ def test_a_study_is_deleted_by_one_statement_with_all_that_belongs_to_it(
         storage.add_trials(study_id, [template(chance) for _ in range(10)])
         storage.set_study_user_attr(study_id, "key", 1)
         storage.get_all_trials(study_id)
-    reader = StudyStorage(database.engine(database_url))
+    reader = StudyStorage(database.create_engine(database_url))
     reader.get_all_trials(doomed)
     sent = []
     sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *given: sent.append(given[2]))

@@ -26,22 +26,24 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Engine
 
 from service import Budget, Hall, Spec, database
-from service.link import Link
-from service.storage import StudyStorage
+from service.database.connection import SharedConnection
+from service.storage.storage import StudyStorage
 
 ROOT = Path(__file__).parents[2]
 WORKERS = int(os.environ.get("STUDYHALL_TEST_WORKERS", "6"))
 KILLS = int(os.environ.get("STUDYHALL_TEST_KILLS", "5"))
 WORKER = """
 import contextlib, sys, threading, time, optuna
-from service import Hall, Settings, leases, pruning, sampling
+from service import Hall, Settings
+from service.sampling import pruners, tpe
+from service.storage import leases
 from service.errors import StaleLease
-from service.storage import StudyStorage
+from service.storage.storage import StudyStorage
 from optuna.trial import TrialState
 SECONDS = 3.0
 hall = Hall(Settings(database_url=sys.argv[1]))
 storage = StudyStorage(hall.engine)
-study = optuna.load_study(study_name="killed", storage=storage, pruner=pruning.MedianPruner())
+study = optuna.load_study(study_name="killed", storage=storage, pruner=pruners.MedianPruner())
 def renew(lease, ended):
     with contextlib.suppress(StaleLease):
         while not ended.wait(SECONDS / 3):
@@ -49,7 +51,7 @@ def renew(lease, ended):
 def run(lease):
     if lease.taken_over:
         storage.forget(lease)
-    study.sampler = sampling.TPESampler(seed=lease.number)
+    study.sampler = tpe.TPESampler(seed=lease.number)
     study._thread_local.cached_all_trials = None
     trial = optuna.Trial(study, lease.trial_id)
     x, n = trial.suggest_float("x", 0, 1), trial.suggest_int("n", 1, 8)
@@ -118,7 +120,7 @@ def test_a_cut_connection_is_made_again(engine: Engine, database_url: str) -> No
     storage = StudyStorage(engine)
     study_id = storage.create_new_study([StudyDirection.MINIMIZE])
     trial_id = storage.create_new_trial(study_id)
-    other = database.engine(database_url)
+    other = database.create_engine(database_url)
     cut = sqlalchemy.text(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -146,24 +148,24 @@ def limited_url(database_url: str) -> Iterator[str]:
 
 
 def test_a_worker_waits_for_a_connection_of_a_full_server(limited_url: str) -> None:
-    first, second = database.engine(limited_url), database.engine(limited_url)
+    first, second = database.create_engine(limited_url), database.create_engine(limited_url)
     holding = first.connect()
     leaving = threading.Timer(1.0, lambda: (holding.close(), first.dispose()))
     leaving.start()
     began = time.monotonic()
-    assert Link.of(second).ask("SELECT 1") == 1
+    assert SharedConnection.of(second).ask("SELECT 1") == 1
     assert time.monotonic() - began > 0.5
     leaving.join()
-    Link.of(second).rest()
+    SharedConnection.of(second).rest()
     second.dispose()
 
 
 def test_waiting_for_a_database_draws_no_random_number(tmp_path: Path) -> None:
     """Else an outage would change the first weights of the model that is built meanwhile."""
-    engine = database.engine(f"postgresql:///nowhere?host={tmp_path}")
+    engine = database.create_engine(f"postgresql:///nowhere?host={tmp_path}")
     before = random.getstate()
     with pytest.raises(sqlalchemy.exc.OperationalError):
-        Link(engine, patience=0.5).ask("SELECT 1")
+        SharedConnection(engine, patience=0.5).ask("SELECT 1")
     assert random.getstate() == before
 
 

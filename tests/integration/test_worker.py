@@ -14,9 +14,11 @@ import sqlalchemy
 import stubs
 from optuna.trial import TrialState
 
-from service import Budget, ConfigurationError, DataMismatch, Hall, Spec, Study, leases, registry
-from service.storage import StudyStorage
-from service.worker import Worker
+from service import Budget, ConfigurationError, DataMismatch, Hall, Spec, Study
+from service.storage import leases
+from service.storage.storage import StudyStorage
+from service.studies import registry
+from service.workers.worker import Worker
 
 
 def new(hall: Hall, objective: str, n_trials: int = 4, **spec: object) -> Study:
@@ -110,7 +112,7 @@ def test_an_objective_that_interrupts_itself_fails(hall: Hall) -> None:
 def test_the_wall_clock_ends_an_objective_that_never_asks(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.worker.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("service.workers.worker.PATIENCE_SECONDS", 0.2)
     study = hall.create("deaf", Spec("stubs:deaf"), Budget(None, timeout=1.0))
     began = time.monotonic()
     assert work(hall, study) == 0
@@ -186,7 +188,7 @@ def test_a_signal_releases_the_trial_at_once(
 def test_an_objective_that_listens_to_nothing_is_left_after_a_while(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.worker.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("service.workers.worker.PATIENCE_SECONDS", 0.5)
     study = new(hall, "deaf")
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     began = time.monotonic()

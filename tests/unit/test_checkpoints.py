@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.checkpoints import Store, TrialCheckpoints
+from service.artifacts.checkpoints import Store, TrialCheckpoints
 from service.errors import ConfigurationError
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from gpu import install
 
-from service import crowd, devices, gpus
-from service.crowd import Crowd
 from service.errors import ConfigurationError
-from service.gpus import Memory
+from service.workers import devices, gpus, workers_per_gpu
+from service.workers.gpus import Memory
+from service.workers.workers_per_gpu import GpuCapacity
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [(0, 8_000, 9), (40_000, 48_000, 4), (0, 79_000, 1), (79_000, 79_500, 1), (0, 0, 72_000)],
 )
 def test_workers_share_nine_tenths_of_what_is_free(before: int, after: int, workers: int) -> None:
-    assert crowd.fitting(Memory(before, 80_000), Memory(after, 80_000)) == workers
+    assert workers_per_gpu.fitting(Memory(before, 80_000), Memory(after, 80_000)) == workers
 
 
 def test_each_gpu_is_filled_and_no_core_is_shared(
     smi: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crowd, "cores", lambda: 8)
-    found = Crowd(devices.places("gpu:0,1", None, 1))
+    monkeypatch.setattr(workers_per_gpu, "cores", lambda: 8)
+    found = GpuCapacity(devices.places("gpu:0,1", None, 1))
     smi.write_text("30000, 80000")
     assert [place.name for place in found.more()] == ["gpu:0", "gpu:1"]
     smi.write_text("1000, 80000")

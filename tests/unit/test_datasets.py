@@ -14,20 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from objectives import (
-    DataError,
-    DataMissing,
-    Dataset,
-    KerasObjective,
-    SettingError,
-    Settings,
-    synthetic,
-)
+from objectives import DataError, DataMissing, Dataset, KerasObjective, SettingError, Settings
 from objectives.cifar10 import cnn as cifar10_cnn
-from objectives.datasets import load_dataset, load_test_set
+from objectives.data import synthetic
+from objectives.data.dataset import load_dataset, load_test_set
+from objectives.data.sources import MNIST, CallableSource
+from objectives.data.split import stratified
 from objectives.mnist import mlp
-from objectives.sources import MNIST, CallableSource
-from objectives.split import stratified
 
 LABELS = np.repeat(np.arange(10), np.arange(50, 150, 10))
 

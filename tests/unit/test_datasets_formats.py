@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from objectives import DataError, DataMissing, Settings
-from objectives.datasets import Dataset, load_dataset, load_test_set
-from objectives.formats import Arrays
-from objectives.sources import CIFAR10, MNIST, ImageSource
+from objectives.data.dataset import Dataset, load_dataset, load_test_set
+from objectives.data.files import Arrays
+from objectives.data.sources import CIFAR10, MNIST, ImageSource
 
 _IDX = {
     "x_train": "train-images-idx3-ubyte",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from service import devices
-from service.devices import Device
 from service.errors import ConfigurationError
+from service.workers import devices
+from service.workers.devices import Device
 
 
 def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from objectives import Dataset, cache
-from objectives.datasets import _split, load_dataset
+from objectives import Dataset
+from objectives.data import cache
+from objectives.data.dataset import _split, load_dataset
+from objectives.data.sources import MNIST
 from objectives.mnist import mlp
-from objectives.residency import placed
 from objectives.settings import Settings
-from objectives.sources import MNIST
+from objectives.training.compiled.feed import placed
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,8 +85,8 @@ def test_it_is_the_data_set_that_would_be_read_without_a_cache(
 def test_processes_that_start_at_once_make_it_once(data_dir: Path, place: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from objectives import cache\n"
-        "from objectives.datasets import load_dataset\n"
-        "from objectives.settings import Settings; from objectives.sources import MNIST\n"
+        "from objectives.data.dataset import load_dataset\n"
+        "from objectives.settings import Settings; from objectives.data.sources import MNIST\n"
         "write = cache._write\n"
         "cache._write = lambda *args: (print('made'), write(*args))\n"
         "d = load_dataset(MNIST, 'real', Path(sys.argv[1]), Settings()); print(d.fingerprint)"
@@ -163,12 +164,12 @@ def test_what_was_not_used_for_longest_is_removed(
 def test_the_stand_in_is_drawn_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = mlp.configured({}, data="synthetic").data()
     _split.cache_clear()
-    monkeypatch.setattr("objectives.sources.ImageSource.load", None)
+    monkeypatch.setattr("objectives.data.sources.ImageSource.load", None)
     assert mlp.configured({}, data="synthetic").data() == first
 
 
 def test_a_function_of_ones_own_is_called_by_every_process(place: Path) -> None:
-    from objectives.sources import CallableSource
+    from objectives.data.sources import CallableSource
 
     source = CallableSource(lambda: (np.zeros((40, 2)), np.arange(40) % 2))
     load_dataset(source, "real", None, Settings())

@@ -16,9 +16,9 @@ import pytest
 
 from objectives import Dataset, KerasObjective, Settings, TrialStopped
 from objectives.mnist import cnn, mlp
-from objectives.state import State, StateError, put
-from objectives.training import fit, prepare
-from objectives.watch import FitResult
+from objectives.training.checkpoint import State, StateError, put
+from objectives.training.fit import fit, prepare
+from objectives.training.recorder import FitResult
 
 RNG = np.random.RandomState(2)
 X = RNG.randint(0, 256, (300, 8, 8), dtype=np.uint8)

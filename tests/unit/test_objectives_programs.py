@@ -11,14 +11,14 @@ import optuna
 import pytest
 from tiny import DATASET
 
-from objectives import rules
-from objectives.dropout import CheapDropout
-from objectives.epoch import Program
-from objectives.residency import Piece, Resident, Streamed, feed, placed
-from objectives.seeds import epoch_order, reseed
-from objectives.sources import frozen
-from objectives.training import fit, prepare
-from objectives.watch import Course, FitResult
+from objectives.data.sources import frozen
+from objectives.training import plan
+from objectives.training.compiled.dropout import CheapDropout
+from objectives.training.compiled.epoch import Program
+from objectives.training.compiled.feed import Piece, Resident, Streamed, feed, placed
+from objectives.training.fit import fit, prepare
+from objectives.training.recorder import Course, FitResult
+from objectives.training.seeds import epoch_order, reseed
 
 
 def dense(dropout: float = 0.0) -> Any:
@@ -67,10 +67,13 @@ def course(**changes: Any) -> Course:
 
 
 def trained(
-    make: Callable[[], Any], how: rules.How, monkeypatch: pytest.MonkeyPatch, **options: Any
+    make: Callable[[], Any], how: plan.How, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> tuple[FitResult, list[np.ndarray]]:
     """The result and the weights of a training that is done in a given way."""
-    monkeypatch.setattr(rules, "plan", lambda model, steps: rules.Plan(how, "as the test says"))
+    monkeypatch.setattr(
+        "objectives.training.fit.choose_plan",
+        lambda model, steps: plan.Plan(how, "as the test says"),
+    )
     prepare(9)
     model = compiled(make())
     result = fit(model, DATASET, course(), optuna.trial.FixedTrial({}), **options)
@@ -81,7 +84,7 @@ def trained(
     ("make", "how"), [(dense, "xla"), (dense, "graph"), (convolutional, "graph")]
 )
 def test_a_program_trains_as_plain_fit_does(
-    make: Callable[[], Any], how: rules.How, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Any], how: plan.How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, plain_weights = trained(make, "plain", monkeypatch)
     ours, our_weights = trained(make, how, monkeypatch)
@@ -93,9 +96,9 @@ def test_a_program_trains_as_plain_fit_does(
 
 @pytest.mark.parametrize("how", ["xla", "graph"])
 def test_streamed_examples_come_to_the_same_bits(
-    how: rules.How, monkeypatch: pytest.MonkeyPatch
+    how: plan.How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("objectives.residency._STREAMED_BYTES", 64 * 20)
+    monkeypatch.setattr("objectives.training.compiled.feed._STREAMED_BYTES", 64 * 20)
     resident, resident_weights = trained(lambda: dense(0.3), how, monkeypatch)
     streamed, streamed_weights = trained(lambda: dense(0.3), how, monkeypatch, resident_limit=100)
     assert streamed.history == resident.history
@@ -105,7 +108,7 @@ def test_streamed_examples_come_to_the_same_bits(
 
 def test_pieces_hold_every_example_once_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     order = epoch_order(0, 0, 170)
-    monkeypatch.setattr("objectives.residency._STREAMED_BYTES", 64 * 20)
+    monkeypatch.setattr("objectives.training.compiled.feed._STREAMED_BYTES", 64 * 20)
     for source in (Resident(DATASET.train), Streamed(DATASET.train, 32)):
         pieces = list(source.pieces(order))
         seen = [np.take(p.y, p.order[: p.n], axis=0) for p in pieces]
@@ -195,7 +198,7 @@ def test_a_layer_is_keras_own_again_afterwards() -> None:
 
     layer = keras.layers.Dropout(0.5, seed=3)
     with CheapDropout([layer]).installed():
-        assert layer.call.__module__ == "objectives.dropout"
+        assert layer.call.__module__ == "objectives.training.compiled.dropout"
     assert layer.call.__module__.startswith("keras.")
 
 
@@ -252,15 +255,15 @@ def _two_inputs(model: Any) -> Any:
     ],
 )
 def test_the_rules(change: Callable[[Any], Any], steps: int, how: str, why: str) -> None:
-    plan = rules.plan(compiled(change(dense())), steps)
-    assert plan.how == how
-    assert why in plan.why
+    chosen = plan.choose_plan(compiled(change(dense())), steps)
+    assert chosen.how == how
+    assert why in chosen.why
 
 
 def test_a_model_that_is_run_eagerly_is_left_to_fit() -> None:
     model = dense()
     model.compile("sgd", "mse", run_eagerly=True)
-    assert rules.plan(model, 10).how == "plain"
+    assert plan.choose_plan(model, 10).how == "plain"
 
 
 def test_falling_back_is_said_once(

@@ -17,11 +17,11 @@ from objectives import BUILT_IN, KerasObjective
 from objectives.architectures import build_cnn, build_mlp
 from objectives.cifar10 import cnn as cifar10_cnn
 from objectives.cifar10 import mlp as cifar10_mlp
-from objectives.datasets import Dataset, load_dataset
+from objectives.data.dataset import Dataset, load_dataset
+from objectives.data.sources import CallableSource
 from objectives.mnist import cnn as mnist_cnn
 from objectives.mnist import mlp as mnist_mlp
 from objectives.settings import Settings
-from objectives.sources import CallableSource
 from objectives.space import described, gridded, suggest
 
 OBJECTIVES = [mnist_mlp, mnist_cnn, cifar10_mlp, cifar10_cnn]

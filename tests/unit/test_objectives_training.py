@@ -12,11 +12,11 @@ import pytest
 from optuna.trial import TrialState
 
 from objectives import BuildError, Dataset, KerasObjective, MonitorError, Settings, TrialStopped
-from objectives.datasets import load_dataset
+from objectives.data.dataset import load_dataset
+from objectives.data.sources import CallableSource
 from objectives.mnist import cnn, mlp
-from objectives.sources import CallableSource
-from objectives.training import fit, prepare
-from objectives.watch import Course
+from objectives.training.fit import fit, prepare
+from objectives.training.recorder import Course
 
 RNG = np.random.RandomState(0)
 X = RNG.rand(300, 6).astype(np.float32)

@@ -10,9 +10,10 @@ import optuna
 import pytest
 from tiny import DATASET
 
-from objectives import rules, twins
-from objectives.training import fit, prepare
-from objectives.watch import Course, FitResult
+from objectives.training import plan
+from objectives.training.compiled import reuse
+from objectives.training.fit import fit, prepare
+from objectives.training.recorder import Course, FitResult
 
 COURSE = Course(
     epochs=3, batch_size=32, patience=None, monitor="val_loss", direction="minimize", seed=4
@@ -21,9 +22,9 @@ COURSE = Course(
 
 @pytest.fixture(autouse=True)
 def none_kept() -> Iterator[None]:
-    twins._kept.clear()
+    reuse._kept.clear()
     yield
-    twins._kept.clear()
+    reuse._kept.clear()
 
 
 @pytest.fixture
@@ -61,29 +62,32 @@ def model(
 
 
 def trained(
-    made: Any, how: rules.How = "graph", course: Course = COURSE, **options: Any
+    made: Any, how: plan.How = "graph", course: Course = COURSE, **options: Any
 ) -> FitResult:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rules, "plan", lambda model, steps: rules.Plan(how, "as the test says"))
+        patch.setattr(
+            "objectives.training.fit.choose_plan",
+            lambda model, steps: plan.Plan(how, "as the test says"),
+        )
         return fit(made, DATASET, course, optuna.trial.FixedTrial({}), **options)
 
 
-def kept() -> list[twins.Programs]:
-    return list(twins._kept.values())
+def kept() -> list[reuse.Programs]:
+    return list(reuse._kept.values())
 
 
 @pytest.mark.parametrize(
     ("how", "policy"), [("graph", None), ("xla", None), ("graph", "mixed_float16")]
 )
 def test_a_twin_comes_to_the_bits_that_the_model_itself_would(
-    how: rules.How, policy: str | None, float32_again: None
+    how: plan.How, policy: str | None, float32_again: None
 ) -> None:
     import keras
 
     prepare(0, policy)
     alone = model(seed=5, dropout=0.6, rate=0.003)
     expected = trained(alone, how)
-    twins._kept.clear()
+    reuse._kept.clear()
 
     # The callback leaves the optimizer with another learning rate.
     slower = keras.callbacks.LearningRateScheduler(lambda epoch: 0.5 ** (epoch + 1))
@@ -101,7 +105,7 @@ def test_a_twin_comes_to_the_bits_that_the_model_itself_would(
 
 
 @pytest.mark.parametrize("how", ["graph", "xla"])
-def test_nothing_is_traced_again_for_a_twin(how: rules.How) -> None:
+def test_nothing_is_traced_again_for_a_twin(how: plan.How) -> None:
     for seed in range(3):
         trained(model(seed, dropout=0.2 + 0.1 * seed, rate=0.1**seed), how)
     (programs,) = kept()
@@ -209,8 +213,8 @@ def test_a_model_whose_training_broke_is_not_kept() -> None:
 
 
 def test_a_few_small_models_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(twins, "MAX_KEPT", 2)
-    monkeypatch.setattr(twins, "MAX_WEIGHTS", 200)
+    monkeypatch.setattr(reuse, "MAX_KEPT", 2)
+    monkeypatch.setattr(reuse, "MAX_WEIGHTS", 200)
     for units in (3, 4, 5, 100):
         trained(model(units=units))
     assert [programs.model.layers[2].units for programs in kept()] == [4, 5]

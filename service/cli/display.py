@@ -1,0 +1,208 @@
+"""Tables, progress and JSON for people and scripts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from service.doctor import Finding
+from service.errors import headline
+from service.studies.progress import Best, Progress
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON: what JSON has no number for becomes null."""
+    return json.dumps(_strict(value), indent=2, default=str)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
+
+
+def duration(seconds: float | None) -> str:
+    """``75.0`` to ``1m15s``; nothing known is a dash."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def parameters(params: Mapping[str, Any]) -> str:
+    """Parameters in one line, floats to four digits."""
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in params.items()
+    )
+
+
+def best_line(best: Best | None, monitor: str | None) -> str:
+    """The best trial in one line."""
+    if best is None:
+        return "no trial is complete yet"
+    epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
+    return f"best trial {best.number}: {monitor or 'value'} {best.value:.6g}{epoch}" + (
+        f", {parameters(best.params)}" if best.params else ""
+    )
+
+
+def status(progress: Progress, monitor: str | None) -> RenderableType:
+    """One study, as `studyhall status STUDY` shows it."""
+    total = progress.n_trials
+    head = Text.assemble(
+        (progress.study, "bold"),
+        f"  {progress.state}",
+        "" if progress.stop_reason is None else f" ({progress.stop_reason})",
+        ", with no worker" if progress.state == "running" and not progress.workers else "",
+    )
+    counts = (
+        f"{progress.finished}/{'?' if total is None else total} trials: "
+        f"{progress.complete} complete, {progress.pruned} pruned, {progress.failed} failed, "
+        f"{progress.running} running, {progress.interrupted} interrupted"
+        f"{f', {progress.waiting} waiting' if progress.waiting else ''}; "
+        f"{progress.workers} workers, ETA {duration(progress.eta_seconds)}"
+    )
+    bar = ProgressBar(
+        total=total or max(1, progress.finished), completed=progress.finished, width=60
+    )
+    grid = Table.grid()
+    for line in (head, bar, Text(counts), Text(best_line(progress.best, monitor))):
+        grid.add_row(line)
+    if progress.data is not None:
+        grid.add_row(Text(f"data: {progress.data['name']} from {progress.data['source']}"))
+    return grid
+
+
+def studies(rows: Iterable[Progress]) -> Table:
+    """All studies, one line each."""
+    columns = ("study", "state", "trials", "complete", "pruned", "failed", "workers", "best")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        total = "?" if row.n_trials is None else row.n_trials
+        table.add_row(
+            Text(row.study),
+            row.state,
+            f"{row.finished}/{total}",
+            str(row.complete),
+            str(row.pruned),
+            str(row.failed),
+            str(row.workers),
+            "-" if row.best is None else f"{row.best.value:.6g}",
+        )
+    return table
+
+
+COLUMNS = ("number", "state", "value", "epoch", "time", "attempts")
+WIDE = 240
+
+
+def trials(records: list[dict[str, Any]]) -> Table:
+    """Trials as a table; the cause of a failure with the line that says what happened."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=True)
+    for column in ("params", "cause", "worker"):
+        table.add_column(column, overflow="fold")
+    for row in records:
+        table.add_row(
+            str(row["number"]),
+            row["state"],
+            "-" if row["value"] is None else f"{row['value']:.6g}",
+            "-" if row["epoch"] is None else str(row["epoch"]),
+            duration(row["duration_seconds"]),
+            str(row["attempts"]),
+            Text(parameters(row["params"])),
+            Text(_cause(row)),
+            row["worker"] or "-",
+        )
+    return table
+
+
+def _cause(row: Mapping[str, Any]) -> str:
+    if row["cause"] is None:
+        return "-"
+    told = f": {headline(row['detail'])}" if row["detail"] else ""
+    return f"{row['cause']}{told}"
+
+
+def trials_csv(records: list[dict[str, Any]]) -> str:
+    """Trials as CSV: parameters in columns ``params_…``, the last reported value apart."""
+    names = sorted({name for row in records for name in row["params"]})
+    nested = ("params", "intermediate_values", "history")
+    plain = [key for key in records[0] if key not in nested] if records else ["number"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*plain, "n_reported", *(f"params_{name}" for name in names)])
+    for row in records:
+        params = [row["params"].get(name) for name in names]
+        writer.writerow([*(row[key] for key in plain), len(row["intermediate_values"]), *params])
+    return out.getvalue().rstrip("\n")
+
+
+def findings(rows: list[Finding]) -> RenderableType:
+    """What the doctor found, each with its cure."""
+    if not rows:
+        return Text("nothing is wrong")
+    lines = [f"{row.about}: {row.problem}\n    -> {row.cure}" for row in rows]
+    return Text("\n".join(lines))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that is wide where nobody looks: a log or a pipe must not cut its lines."""
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal:
+        made.width = WIDE
+    return made
+
+
+class LiveStatus:
+    """The progress of a study while its workers run: redrawn in a terminal, lines in a log.
+
+    Args:
+        console: Where to show it.
+        monitor: The metric's name.
+    """
+
+    def __init__(self, console: Console, monitor: str | None) -> None:
+        self._console = console
+        self._monitor = monitor
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._last = ""
+
+    def __enter__(self) -> LiveStatus:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Show where the study stands."""
+        if self._console.is_terminal:
+            self._live.update(status(progress, self._monitor), refresh=True)
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

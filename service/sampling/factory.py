@@ -1,0 +1,189 @@
+"""Samplers and pruners by name, made anew for every trial.
+
+A sampler is seeded from the study's seed and the trial's number: no two trials of a study draw
+from the same stream, whichever worker runs them, and a resumed study never repeats its first
+points. Grid and quasi-random samplers number their points through the storage and need the same
+seed in every process instead.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+
+from service.errors import ConfigurationError
+from service.sampling import pruners, tpe
+
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tpe": ("TPESampler", {}),
+    "random": ("RandomSampler", {}),
+    "grid": ("GridSampler", {}),
+    "cmaes": ("CmaEsSampler", {}),
+    "gp": ("GPSampler", {}),
+    "qmc": ("QMCSampler", {}),
+}
+# MedianPruner: Optuna's five trials before the first judgement; the first epoch decides nothing,
+# since it ranks learning rates more than models; and no judgement by fewer than three peers at
+# the same step, which parallel workers and early stopping would otherwise often bring about.
+PRUNERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "median": ("MedianPruner", {"n_startup_trials": 5, "n_warmup_steps": 1, "n_min_trials": 3}),
+    "hyperband": ("HyperbandPruner", {}),
+    "asha": ("SuccessiveHalvingPruner", {}),
+    "percentile": ("PercentilePruner", {"percentile": 25.0, "n_warmup_steps": 1}),
+    "patient": ("PatientPruner", {"wrapped_pruner": "median", "patience": 2}),
+    "wilcoxon": ("WilcoxonPruner", {}),
+    "none": ("NopPruner", {}),
+}
+# Optuna imports these only when the first trial samples; we want to know before that.
+NEEDED = {
+    "CmaEsSampler": ("cmaes",),
+    "GPSampler": ("scipy", "torch"),
+    "QMCSampler": ("scipy",),
+    "WilcoxonPruner": ("scipy",),
+}
+# The same choices as Optuna's classes of these names, sooner.
+OURS = {
+    "TPESampler": tpe.TPESampler,
+    "MedianPruner": pruners.MedianPruner,
+    "PercentilePruner": pruners.PercentilePruner,
+}
+SHARED_SEED = ("GridSampler", "QMCSampler", "BruteForceSampler")
+
+
+def parse_arguments(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:
+    """``("n_startup_trials=20",)`` to a dict; values are JSON where they can be read as such.
+
+    Raises:
+        ConfigurationError: A pair has no ``=``.
+    """
+    parsed = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigurationError(f"{flag} takes KEY=VALUE, not {pair!r}")
+        parsed[key.strip()] = _value(value)
+    return parsed
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        words = {"true": True, "false": False, "none": None}
+        return words.get(text.strip().lower(), text)
+
+
+def sampler_class(name: str) -> tuple[type[BaseSampler], dict[str, Any]]:
+    """The class of a sampler's name, with our defaults.
+
+    Raises:
+        ConfigurationError: There is no such sampler.
+    """
+    return _find("sampler", name, SAMPLERS, optuna.samplers, BaseSampler)
+
+
+def pruner_class(name: str) -> tuple[type[BasePruner], dict[str, Any]]:
+    """The class of a pruner's name, with our defaults.
+
+    Raises:
+        ConfigurationError: There is no such pruner.
+    """
+    return _find("pruner", name, PRUNERS, optuna.pruners, BasePruner)
+
+
+def _find(
+    kind: str, name: str, known: Mapping[str, tuple[str, dict[str, Any]]], module: Any, base: type
+) -> tuple[Any, dict[str, Any]]:
+    class_name, defaults = known.get(name.lower(), (name, {}))
+    found = OURS.get(class_name) or getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, base)) or found is base:
+        raise ConfigurationError(
+            f"there is no {kind} {name!r}; known: {', '.join(known)}, "
+            f"or any class of {module.__name__}"
+        )
+    return found, defaults
+
+
+def make_sampler(
+    name: str,
+    arguments: Mapping[str, Any],
+    seed: int,
+    number: int,
+    grid: Callable[[], Mapping[str, Any]] | None = None,
+) -> BaseSampler:
+    """The sampler of one trial.
+
+    Args:
+        name: One of `SAMPLERS` or a class name of ``optuna.samplers``.
+        arguments: Arguments of its class.
+        seed: The study's seed.
+        number: The trial's number.
+        grid: The objective's own grid, for a grid sampler that was given none.
+
+    Raises:
+        ConfigurationError: Unknown name or argument, or a value that the class refuses.
+    """
+    cls, defaults = sampler_class(name)
+    given = {**defaults, **arguments}
+    if cls is optuna.samplers.GridSampler and "search_space" not in given:
+        if grid is None:
+            raise ConfigurationError(
+                "the grid sampler needs a grid, and this objective brings none: "
+                """add --sampler-arg 'search_space={"lr": [0.1, 0.01]}'"""
+            )
+        given["search_space"] = grid()
+    if "seed" in inspect.signature(cls).parameters and "seed" not in given:
+        given["seed"] = seed if cls.__name__ in SHARED_SEED else trial_seed(seed, number)
+    return _make("sampler", cls, given)  # type: ignore[no-any-return]
+
+
+def make_pruner(name: str, arguments: Mapping[str, Any]) -> BasePruner:
+    """The study's pruner.
+
+    Raises:
+        ConfigurationError: Unknown name or argument, or a value that the class refuses.
+    """
+    cls, defaults = pruner_class(name)
+    given = {**defaults, **arguments}
+    if isinstance(given.get("wrapped_pruner"), str):
+        given["wrapped_pruner"] = make_pruner(given["wrapped_pruner"], {})
+    return _make("pruner", cls, given)  # type: ignore[no-any-return]
+
+
+def _make(kind: str, cls: type, arguments: Mapping[str, Any]) -> Any:
+    allowed = [name for name in inspect.signature(cls).parameters if name != "args"]
+    unknown = sorted(set(arguments) - set(allowed))
+    if unknown:
+        raise ConfigurationError(
+            f"the {kind} {cls.__name__} has no argument {', '.join(map(repr, unknown))}; "
+            f"it takes {', '.join(allowed)}"
+        )
+    missing = [n for n in NEEDED.get(cls.__name__, ()) if importlib.util.find_spec(n) is None]
+    if missing:
+        raise ConfigurationError(
+            f"the {kind} {cls.__name__} needs a package that is not installed here: "
+            f"pip install {' '.join(missing)}"
+        )
+    try:
+        with warnings.catch_warnings():
+            # That Optuna calls a class experimental is no news to somebody who asked for it.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"the {kind} {cls.__name__} refuses: {reason}") from error
+
+
+def trial_seed(seed: int, number: int) -> int:
+    """A seed of 31 bits for one trial, as good as independent of every other trial's."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)

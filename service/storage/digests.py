@@ -1,0 +1,110 @@
+"""Digests: of each trial what samplers and pruners ask for, as the database keeps it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState
+
+from service.storage import rows
+
+
+class ParamSpace:
+    """The names and distributions of a trial's parameters, which most trials of a study share.
+
+    Args:
+        pairs: Each parameter's name and distribution, in the order of the trial's values.
+
+    Attributes:
+        distributions: By name.
+        places: By name, where the parameter's value stands.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, BaseDistribution]] = ()) -> None:
+        self.distributions = dict(pairs)
+        self.places = {name: place for place, name in enumerate(self.distributions)}
+
+
+EMPTY = ParamSpace()
+
+
+class Digest(NamedTuple):
+    """A trial as far as samplers and pruners care.
+
+    Attributes:
+        values: The trial's values, if it has any.
+        shape: What the parameters are.
+        params: Their values, as Optuna stores them.
+        steps: At which steps a finished trial has reported, in their order.
+        reported: What it reported there.
+        notes: System attributes that TPE asks for: constraints, and what a running trial is
+            going to suggest.
+    """
+
+    trial_id: int
+    number: int
+    state: TrialState
+    values: Sequence[float]
+    shape: ParamSpace
+    params: Sequence[float]
+    steps: Sequence[int]
+    reported: Sequence[float]
+    notes: Mapping[str, Any]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it can no longer change."""
+        return self.state is not TrialState.RUNNING and self.state is not TrialState.WAITING
+
+    def param(self, name: str) -> float:
+        """A parameter's value; NaN if the trial does not have it."""
+        place = self.shape.places.get(name)
+        return math.nan if place is None else self.params[place]
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the trial has constraints."""
+        return any(
+            key.startswith("constraints") and value != [] for key, value in self.notes.items()
+        )
+
+
+def shapes(answer: Mapping[str, Any] | None) -> dict[int, ParamSpace]:
+    """The shapes of an answer of ``service.learn``."""
+    return {
+        int(key): ParamSpace((name, rows.distribution(text)) for name, text in pairs)
+        for key, pairs in (answer or {}).items()
+    }
+
+
+def digests(
+    arrays: Iterable[Sequence[Any]], known: Mapping[int | None, ParamSpace]
+) -> Iterator[Digest]:
+    """The digests of an answer of ``service.learn``.
+
+    Args:
+        arrays: One for each trial.
+        known: All shapes that they name.
+    """
+    for trial_id, number, state, values, shape, params, steps, reported, notes in arrays:
+        yield Digest(
+            trial_id,
+            number,
+            rows.STATES[state],
+            _numbers(values),
+            known[shape],
+            _numbers(params),
+            steps or (),
+            _numbers(reported),
+            {key: json.loads(text) for key, text in notes.items()} if notes else {},
+        )
+
+
+def _numbers(values: Sequence[float | str] | None) -> Sequence[Any]:
+    if not values:
+        return ()
+    return values if str not in map(type, values) else [rows.loaded(value) for value in values]

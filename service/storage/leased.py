@@ -1,0 +1,130 @@
+"""LeasedTrial: a trial that this process has leased, so that no other process writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from service.storage import announcements, leases, rows
+from service.storage.leases import Lease
+from service.storage.writes import Batch
+
+
+@dataclass
+class LeasedTrial:
+    """A leased trial as this process has made it, and what is not yet in the database of it.
+
+    Attributes:
+        lease: The right to write to the trial.
+        trial: The trial, with everything that was set so far.
+        pending: Suggested parameters that no statement has carried yet.
+        notes: System attributes of the suggestion, which wait with them.
+        cause: Why the trial ends as it does; written with its state.
+        detail: The traceback or message that goes with the cause.
+        stale: Whether the lease is known to have passed to another worker.
+        shown: Whether the trial was handed out among others, with what was not written yet.
+    """
+
+    lease: Lease
+    trial: FrozenTrial
+    pending: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    cause: str | None = None
+    detail: str | None = None
+    stale: bool = False
+    shown: bool = False
+
+    def refuse_if_stale(self) -> None:
+        """Raise StaleLease if another worker is known to have the trial."""
+        if self.stale:
+            raise leases.stale(self.lease)
+
+    def suggest(self, name: str, internal: float, distribution: BaseDistribution) -> None:
+        """Note a parameter; the first value of a name stays."""
+        if name in self.trial.distributions:
+            return
+        value = distribution.to_external_repr(internal)
+        self.pending[name] = (internal, distribution)
+        self.trial = rows.changed(
+            self.trial,
+            _params={**self.trial.params, name: value},
+            _distributions={**self.trial.distributions, name: distribution},
+        )
+
+    def note(self, batch: Batch) -> bool:
+        """Let a sampler's notes wait with its suggestions; False if they must be written now.
+
+        What samplers write before anything was reported belongs to the suggestion. Later system
+        attributes are a pruner's findings, which others wait for.
+        """
+        if not batch.system or batch.user or batch.steps or self.trial.intermediate_values:
+            return False
+        self.notes |= batch.system
+        self.apply(batch)
+        return True
+
+    def waiting(self) -> Batch:
+        """What a statement has to carry along."""
+        announced = announcements.announced(self.notes)
+        if announced and announced.keys() <= self.trial.distributions.keys():
+            # The parameters themselves, which are written by the same statement, say as much.
+            self.notes = announcements.without(self.notes)
+            kept = announcements.without(self.trial.system_attrs)
+            self.trial = rows.changed(self.trial, _system_attrs=kept)
+        return Batch(params=dict(self.pending), system=dict(self.notes))
+
+    def written(self, batch: Batch) -> None:
+        """Note that a statement has carried these."""
+        for name in batch.params:
+            self.pending.pop(name, None)
+        for key, value in batch.system.items():
+            if self.notes.get(key) is value:
+                del self.notes[key]
+        self.apply(batch)
+
+    def apply(self, batch: Batch) -> None:
+        """Take what was set into the trial."""
+        fields: dict[str, Any] = {}
+        if batch.user:
+            fields["_user_attrs"] = {**self.trial.user_attrs, **batch.user}
+        if batch.system:
+            fields["_system_attrs"] = {**self.trial.system_attrs, **batch.system}
+        if batch.steps:
+            fields["intermediate_values"] = {**self.trial.intermediate_values, **batch.steps}
+        if fields:
+            self.trial = rows.changed(self.trial, **fields)
+
+    def forget(self, step: int) -> None:
+        """Note that what was reported from ``step`` on is deleted."""
+        kept = {s: v for s, v in self.trial.intermediate_values.items() if s < step}
+        self.trial = rows.changed(self.trial, intermediate_values=kept)
+
+    def ending(self, state: TrialState, values: Sequence[float] | None) -> dict[str, Any]:
+        """The arguments of ``service.finish_leased``, but for what is written along."""
+        stored = rows.stored_all(values) if values is not None else (None, None)
+        failed = self.cause in ("error", "invalid")
+        return {
+            "p_trial": self.lease.trial_id,
+            "p_token": self.lease.token,
+            "p_attempt": self.lease.attempt,
+            "p_state": state.name,
+            "p_values": stored[0],
+            "p_value_kinds": stored[1],
+            "p_cause": self.cause,
+            "p_detail": self.detail,
+            "p_failure_limit": leases.MAX_FAILURES,
+            "p_failure_reason": leases.failure_reason(self.detail) if failed else None,
+        }
+
+    def end(self, state: TrialState, values: Sequence[float] | None, when: float) -> None:
+        """Note that the trial has ended."""
+        self.trial = rows.changed(
+            self.trial,
+            state=state,
+            datetime_complete=rows.local(when),
+            _values=None if values is None else [float(value) for value in values],
+        )

@@ -1,0 +1,181 @@
+"""Rows of Optuna's tables to FrozenTrial and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+STATES = {state.name: state for state in TrialState}
+STORED = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
+
+_distributions: dict[str, BaseDistribution] = {}
+_texts: dict[BaseDistribution, str] = {}
+
+
+def distribution(text: str) -> BaseDistribution:
+    """The distribution of a JSON text; equal texts give the same object, parsed once."""
+    known = _distributions.get(text)
+    if known is None:
+        known = _distributions[text] = json_to_distribution(text)
+    return known
+
+
+def distribution_text(of: BaseDistribution) -> str:
+    """The JSON text of a distribution, as Optuna stores it."""
+    try:
+        return _texts[of]
+    except (KeyError, TypeError):
+        text = distribution_to_json(of)
+    if all(not isinstance(choice, bool | float) for choice in getattr(of, "choices", ())):
+        _texts[of] = text
+    return text
+
+
+def stored(value: float) -> tuple[float | None, str]:
+    """A value as Optuna's columns keep it: a finite number, or null and its kind."""
+    if math.isnan(value):
+        return None, "NAN"
+    if math.isinf(value):
+        return None, "INF_POS" if value > 0 else "INF_NEG"
+    return float(value), "FINITE"
+
+
+def stored_all(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
+    """Values and kinds as two columns."""
+    pairs = [stored(value) for value in values]
+    return [value for value, _ in pairs], [kind for _, kind in pairs]
+
+
+def loaded(value: float | str) -> float:
+    """A value as answers have it: a number, or the kind of one that is not finite."""
+    return STORED[value] if isinstance(value, str) else float(value)
+
+
+def local(epoch: float | None) -> datetime | None:
+    """Optuna's naive local time of a moment."""
+    return None if epoch is None else datetime.fromtimestamp(epoch)
+
+
+def utc(moment: datetime | None) -> datetime | None:
+    """The naive UTC that Optuna's columns hold of a naive local time."""
+    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+ParamSpace = list[tuple[str, BaseDistribution]]
+
+
+def documents(answer: Sequence[Any] | None) -> Iterator[FrozenTrial]:
+    """The trials of an answer of ``service.documents``."""
+    shapes, arrays = answer or (None, None)
+    known: dict[str | None, ParamSpace] = {None: []}
+    for key, pairs in (shapes or {}).items():
+        known[key] = [(name, distribution(text)) for name, text in pairs]
+    return (_frozen(array, known) for array in arrays or ())
+
+
+def _frozen(array: Sequence[Any], known: Mapping[str | None, ParamSpace]) -> FrozenTrial:
+    """A trial without the checks of its constructor, which stored trials have passed."""
+    trial_id, number, state, start, end, values, key, params, user, system, steps = array
+    shape = known[key]
+    trial = FrozenTrial.__new__(FrozenTrial)
+    trial.__dict__.update(
+        _number=number,
+        state=STATES[state],
+        _values=[loaded(value) for value in values] if values else None,
+        _datetime_start=local(start),
+        datetime_complete=local(end),
+        _params={
+            name: of.to_external_repr(float(value))
+            for (name, of), value in zip(shape, params or (), strict=True)
+        },
+        _user_attrs=_parsed(user),
+        _system_attrs=_parsed(system),
+        intermediate_values={
+            int(step): STORED[value] if isinstance(value, str) else float(value)
+            for step, value in steps.items()
+        }
+        if steps
+        else {},
+        _distributions=dict(shape),
+        _trial_id=trial_id,
+    )
+    return trial
+
+
+def _parsed(attrs: Mapping[str, str] | None) -> dict[str, Any]:
+    return {key: json.loads(text) for key, text in attrs.items()} if attrs else {}
+
+
+def started(trial_id: int, number: int, epoch: float) -> FrozenTrial:
+    """A trial that has begun at this moment and has nothing yet."""
+    return FrozenTrial(
+        number, TrialState.RUNNING, None, local(epoch), None, {}, {}, {}, {}, {}, trial_id
+    )
+
+
+def changed(trial: FrozenTrial, **fields: Any) -> FrozenTrial:
+    """A copy of the trial with some of its attributes replaced; the rest is shared."""
+    copy = FrozenTrial.__new__(FrozenTrial)
+    copy.__dict__.update(trial.__dict__, **fields)
+    return copy
+
+
+def columns(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """The arguments of ``service.create`` that make these trials."""
+    values = [
+        (place, objective, *stored(value))
+        for place, trial in enumerate(trials, 1)
+        for objective, value in enumerate(trial.values or ())
+    ]
+    params = [
+        (place, name, trial.distributions[name].to_internal_repr(value), trial.distributions[name])
+        for place, trial in enumerate(trials, 1)
+        for name, value in trial.params.items()
+    ]
+    steps = [
+        (place, step, *stored(value))
+        for place, trial in enumerate(trials, 1)
+        for step, value in trial.intermediate_values.items()
+    ]
+    user = _attributes(trial.user_attrs for trial in trials)
+    system = _attributes(trial.system_attrs for trial in trials)
+    return {
+        "p_states": [trial.state.name for trial in trials],
+        "p_starts": [utc(trial.datetime_start) for trial in trials],
+        "p_ends": [utc(trial.datetime_complete) for trial in trials],
+        **_split(values, "p_value_of", "p_objectives", "p_values", "p_value_kinds"),
+        **_split(
+            [(place, name, value, distribution_text(of)) for place, name, value, of in params],
+            "p_param_of",
+            "p_names",
+            "p_params",
+            "p_distributions",
+        ),
+        **_split(user, "p_user_of", "p_user_keys", "p_user_values"),
+        **_split(system, "p_system_of", "p_system_keys", "p_system_values"),
+        **_split(steps, "p_step_of", "p_steps", "p_reported", "p_kinds"),
+    }
+
+
+def _attributes(attributes: Iterable[dict[str, Any]]) -> list[tuple[int, str, str]]:
+    return [
+        (place, key, json.dumps(value))
+        for place, attrs in enumerate(attributes, 1)
+        for key, value in attrs.items()
+    ]
+
+
+def _split(rows: Sequence[Sequence[Any]], *names: str) -> dict[str, list[Any]]:
+    return {
+        name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=False)
+    }

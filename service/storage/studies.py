@@ -1,0 +1,144 @@
+"""StudyStore: the study-level half of the storage: names, directions, attributes, deletion."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
+from optuna.storages._base import DEFAULT_STUDY_NAME_PREFIX
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
+
+from service.database.connection import SharedConnection
+
+CREATE = """-- A study with its directions; no row if the name is taken.
+WITH new AS (
+    INSERT INTO studies (study_name) VALUES (%(name)s)
+    ON CONFLICT (study_name) DO NOTHING RETURNING study_id),
+directed AS (
+    INSERT INTO study_directions (study_id, objective, direction)
+    SELECT study_id, place - 1, direction::studydirection
+      FROM new, unnest(%(directions)s::text[]) WITH ORDINALITY AS given (direction, place))
+SELECT study_id FROM new"""
+DELETE = "SELECT service.delete_study(%(study_id)s)"
+ID = "SELECT study_id FROM studies WHERE study_name = %(name)s"
+FACTS = """-- A study's name and directions.
+SELECT json_build_array(study_name, (
+         SELECT json_agg(direction ORDER BY objective) FROM study_directions d
+          WHERE d.study_id = s.study_id))::text
+  FROM studies s WHERE study_id = %(study_id)s"""
+ATTRS = """-- One kind of a study's attributes; null if there is no study.
+SELECT coalesce((SELECT json_object_agg(key, value_json) FROM study_{kind}_attributes a
+                  WHERE a.study_id = s.study_id), '{{}}')::text
+  FROM studies s WHERE study_id = %(study_id)s"""
+SET_ATTR = """-- Set or replace one attribute of a study that exists.
+INSERT INTO study_{kind}_attributes (study_id, key, value_json)
+SELECT study_id, %(key)s, %(value)s FROM studies WHERE study_id = %(study_id)s
+ON CONFLICT (study_id, key) DO UPDATE SET value_json = excluded.value_json
+RETURNING study_id"""
+ALL = """-- Every study with its directions and attributes.
+SELECT coalesce(json_agg(json_build_array(study_id, study_name,
+         (SELECT json_agg(direction ORDER BY objective) FROM study_directions d
+           WHERE d.study_id = s.study_id),
+         (SELECT json_object_agg(key, value_json) FROM study_user_attributes a
+           WHERE a.study_id = s.study_id),
+         (SELECT json_object_agg(key, value_json) FROM study_system_attributes a
+           WHERE a.study_id = s.study_id)) ORDER BY study_id), '[]')::text
+  FROM studies s"""
+
+
+class StudyStore(BaseStorage):
+    """What Optuna's storage does to studies, each in one statement.
+
+    Args:
+        link: The database.
+    """
+
+    def __init__(self, link: SharedConnection) -> None:
+        self._link = link
+
+    def create_new_study(
+        self, directions: Sequence[StudyDirection], study_name: str | None = None
+    ) -> int:
+        name = f"{DEFAULT_STUDY_NAME_PREFIX}{uuid.uuid4()}" if study_name is None else study_name
+        given = {"name": name, "directions": [direction.name for direction in directions]}
+        study_id = self._link.ask_once(CREATE, given)
+        if study_id is None:
+            raise DuplicatedStudyError(f"there is a study of the name {name!r} already")
+        return int(study_id)
+
+    def delete_study(self, study_id: int) -> None:
+        if not self._link.ask(DELETE, {"study_id": study_id}):
+            raise no_study(study_id)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._set_study_attr("user", study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._set_study_attr("system", study_id, key, value)
+
+    def _set_study_attr(self, kind: str, study_id: int, key: str, value: Any) -> None:
+        given = {"study_id": study_id, "key": key, "value": json.dumps(value)}
+        if self._link.ask(SET_ATTR.format(kind=kind), given) is None:
+            raise no_study(study_id)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        study_id = self._link.ask(ID, {"name": study_name})
+        if study_id is None:
+            raise KeyError(f"there is no study of the name {study_name!r}")
+        return int(study_id)
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self._facts(study_id)[0]
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self._facts(study_id)[1]
+
+    def _facts(self, study_id: int) -> tuple[str, list[StudyDirection]]:
+        text = self._link.ask(FACTS, {"study_id": study_id})
+        if text is None:
+            raise no_study(study_id)
+        name, directions = json.loads(text)
+        return name, _directions(directions)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._study_attrs("user", study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._study_attrs("system", study_id)
+
+    def _study_attrs(self, kind: str, study_id: int) -> dict[str, Any]:
+        text = self._link.ask(ATTRS.format(kind=kind), {"study_id": study_id})
+        if text is None:
+            raise no_study(study_id)
+        return _attrs(json.loads(text))
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        return [
+            FrozenStudy(
+                study_name=name,
+                direction=None,
+                directions=_directions(directions),
+                user_attrs=_attrs(user),
+                system_attrs=_attrs(system),
+                study_id=study_id,
+            )
+            for study_id, name, directions, user, system in json.loads(self._link.ask(ALL))
+        ]
+
+
+def _directions(names: Sequence[str] | None) -> list[StudyDirection]:
+    return [StudyDirection[name] for name in names or ()]
+
+
+def _attrs(texts: dict[str, str] | None) -> dict[str, Any]:
+    return {key: json.loads(text) for key, text in (texts or {}).items()}
+
+
+def no_study(study_id: int) -> KeyError:
+    """What Optuna wants to be raised for a study that does not exist."""
+    return KeyError(f"there is no study with the id {study_id}")

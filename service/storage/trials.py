@@ -1,0 +1,299 @@
+"""Trials: the half of the storage that knows no lease.
+
+A trial that nobody has leased is written at once and read when asked for, because other processes
+may write it too. What others did to a study is read as `service.news` describes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections.abc import Collection, Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from service.database.connection import SharedConnection
+from service.storage import news, rows
+from service.storage.digest_cache import DigestCache
+from service.storage.studies import StudyStore, no_study
+from service.storage.trial_cache import TrialCache, only_finished
+from service.storage.writes import Batch, call
+
+DOCUMENT = "SELECT service.documents(ARRAY[%(trial_id)s])::text"
+ID = """-- A trial by its number.
+SELECT trial_id FROM trials WHERE study_id = %(study_id)s AND number = %(number)s"""
+DISTRIBUTION = """-- How any trial of this trial's study has this parameter.
+SELECT p.distribution_json FROM trials this
+  JOIN trials t ON t.study_id = this.study_id JOIN trial_params p ON p.trial_id = t.trial_id
+ WHERE this.trial_id = %(trial_id)s AND p.param_name = %(name)s LIMIT 1"""
+BEGIN_WAITING = "SELECT service.begin_waiting(%(p_trial)s)"
+CHUNK = 1000
+"""Trials that one statement of a bulk import creates."""
+
+
+@dataclass
+class Known:
+    """What a process knows of a study.
+
+    Attributes:
+        name: Its name.
+        digest_cache: Its trials as samplers and pruners want them.
+        trial_cache: Its trials as Optuna hands them out, if anybody asked for them.
+    """
+
+    name: str
+    digest_cache: DigestCache
+    trial_cache: TrialCache
+
+
+class TrialStore(StudyStore):
+    """What Optuna's storage does to trials; safe for a process's threads.
+
+    Args:
+        link: The database.
+    """
+
+    def __init__(self, link: SharedConnection) -> None:
+        super().__init__(link)
+        self._lock = threading.RLock()
+        self._studies: dict[int, Known] = {}
+        self._new: dict[int, FrozenTrial] = {}
+        self._study_of: dict[int, int] = {}
+
+    @property
+    def _own(self) -> Collection[int]:
+        """Trials that this process alone writes, and knows without reading."""
+        return ()
+
+    def remove_session(self) -> None:
+        self._link.rest()
+
+    # Studies and what is known of them
+
+    def delete_study(self, study_id: int) -> None:
+        super().delete_study(study_id)
+        with self._lock:
+            self._studies.pop(study_id, None)
+
+    def _facts(self, study_id: int) -> tuple[str, list[StudyDirection]]:
+        known = self._known(study_id)
+        return known.name, list(known.digest_cache.directions)
+
+    def _known(self, study_id: int) -> Known:
+        with self._lock:
+            known = self._studies.get(study_id)
+            if known is None:
+                name, directions = super()._facts(study_id)
+                known = self._studies[study_id] = Known(
+                    name, DigestCache(directions), TrialCache()
+                )
+            return known
+
+    def _trial_cache(self, study_id: int, *, running: bool) -> TrialCache:
+        """The whole trials of a study, brought up to the present."""
+        with self._lock:
+            trial_cache = self._known(study_id).trial_cache
+            if not news.read(self._link, study_id, trial_cache, self._own, running=running):
+                self._studies.pop(study_id, None)
+                raise no_study(study_id)
+            return trial_cache
+
+    def digest_cache(
+        self, study_id: int, *, running: bool = False, look: bool = True
+    ) -> DigestCache:
+        """What samplers and pruners want to know of a study; to be read, not altered.
+
+        Args:
+            study_id: Optuna's id of the study.
+            running: Whether the parameters of running trials are wanted too.
+            look: Whether it must be the database's present; else what was learnt before will do.
+
+        Raises:
+            KeyError: There is no such study.
+        """
+        with self._lock:
+            digest_cache = self._known(study_id).digest_cache
+            known = digest_cache.position.since if running else digest_cache.position.looked
+            if (look or not known) and not news.learn(
+                self._link, study_id, digest_cache, running=running
+            ):
+                self._studies.pop(study_id, None)
+                raise no_study(study_id)
+            return digest_cache
+
+    # Writing trials
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        given = {"p_study": study_id}
+        if template_trial is not None:
+            given |= rows.columns([template_trial])
+        number, (trial_id,), began = self._create(given)
+        with self._lock:
+            self._study_of[trial_id] = study_id
+            if template_trial is None:
+                self._new[trial_id] = rows.started(trial_id, number, began)
+        return int(trial_id)
+
+    def add_trials(self, study_id: int, trials: Sequence[FrozenTrial]) -> list[int]:
+        """Create many trials in few statements; returns their ids.
+
+        Args:
+            study_id: Optuna's id of the study.
+            trials: Templates, as for `create_new_trial`; validated here.
+
+        Raises:
+            KeyError: There is no such study.
+            ValueError: A trial contradicts itself; nothing of its portion is created.
+        """
+        ids: list[int] = []
+        for start in range(0, len(trials), CHUNK):
+            portion = trials[start : start + CHUNK]
+            for trial in portion:
+                trial._validate()
+            ids += self._create({"p_study": study_id, **rows.columns(portion)})[1]
+        return ids
+
+    def _create(self, given: dict[str, Any]) -> Any:
+        answer = self._link.ask_once(call("create", given), given)
+        if answer is None:
+            raise no_study(given["p_study"])
+        return json.loads(answer)
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        self._check_compatible(trial_id, param_name, distribution)
+        self._write(trial_id, Batch(params={param_name: (param_value_internal, distribution)}))
+
+    def _check_compatible(self, trial_id: int, name: str, distribution: BaseDistribution) -> None:
+        study_id = self._study(trial_id)
+        known = self._known(study_id).digest_cache.distributions if study_id is not None else {}
+        if name not in known:
+            text = self._link.ask(DISTRIBUTION, {"trial_id": trial_id, "name": name})
+            known[name] = distribution if text is None else rows.distribution(text)
+        try:
+            check_distribution_compatibility(known[name], distribution)
+        except ValueError:
+            self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
+            raise
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        self._write(trial_id, Batch(steps={step: float(intermediate_value)}))
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._write(trial_id, Batch(user={key: value}))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._write(trial_id, Batch(system={key: value}))
+
+    def _write(self, trial_id: int, batch: Batch) -> None:
+        self._new.pop(trial_id, None)
+        given = {"p_trial": trial_id, "p_token": None, **batch.arguments()}
+        self._heed(self._link.ask_json(call("write", given), given)[0], trial_id)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        if state == TrialState.RUNNING:
+            verdict = self._link.ask(BEGIN_WAITING, {"p_trial": trial_id})
+        else:
+            self._new.pop(trial_id, None)
+            given: dict[str, Any] = {"p_trial": trial_id, "p_state": state.name}
+            if values is not None:
+                given["p_values"], given["p_value_kinds"] = rows.stored_all(values)
+            verdict = self._link.ask_json(call("finish", given), given)[0]
+        self._heed(verdict, trial_id)
+        return bool(verdict == "ok")
+
+    def _heed(self, verdict: str, trial_id: int) -> None:
+        """Raise what a statement's verdict calls for."""
+        if verdict == "missing":
+            raise no_trial(trial_id)
+        if verdict == "finished":
+            number = self._read(trial_id).number
+            raise UpdateFinishedTrialError(
+                f"Trial#{number} has already finished and can not be updated."
+            )
+
+    # Reading trials
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        with self._lock:
+            new = self._new.pop(trial_id, None)
+            if new is not None:
+                return new
+            for study in self._studies.values():
+                known = study.trial_cache.get(trial_id)
+                if known is not None and known.state.is_finished():
+                    return known
+        return self._read(trial_id)
+
+    def _read(self, trial_id: int) -> FrozenTrial:
+        answer = self._link.ask_json(DOCUMENT, {"trial_id": trial_id})
+        for trial in rows.documents(answer):
+            return trial
+        raise no_trial(trial_id)
+
+    def _study(self, trial_id: int) -> int | None:
+        """The study of a trial, if this process has met it."""
+        with self._lock:
+            if trial_id in self._study_of:
+                return self._study_of[trial_id]
+            for study_id, study in self._studies.items():
+                if study.trial_cache.get(trial_id) is not None:
+                    return study_id
+        return None
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        with self._lock:
+            trial_cache = self._trial_cache(study_id, running=not only_finished(states))
+            trials = trial_cache.trials(states)
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def get_n_trials(
+        self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None
+    ) -> int:
+        states = (state,) if isinstance(state, TrialState) else state
+        if states is None or not only_finished(states):
+            return len(self.get_all_trials(study_id, deepcopy=False, states=states))
+        with self._lock:
+            return sum(digest.state in states for digest in self.digest_cache(study_id).finished)
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        digest_cache = self.digest_cache(study_id)
+        if len(digest_cache.directions) > 1:
+            raise RuntimeError("a study of several objectives has no single best trial")
+        if digest_cache.best is None:
+            raise ValueError("no trial is complete yet")
+        best = self.get_trial(digest_cache.best.trial_id)
+        with self._lock:
+            self._known(study_id).trial_cache.put(best)
+        return best
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        trial_id = self._link.ask(ID, {"study_id": study_id, "number": trial_number})
+        if trial_id is None:
+            raise KeyError(f"study {study_id} has no trial with the number {trial_number}")
+        return int(trial_id)
+
+
+def no_trial(trial_id: int) -> KeyError:
+    """What Optuna wants to be raised for a trial that does not exist."""
+    return KeyError(f"there is no trial with the id {trial_id}")
