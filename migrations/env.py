@@ -1,4 +1,7 @@
-"""Alembic's environment: the schema "service" and nothing else of the database."""
+"""Alembic's environment: the schema "service" and nothing else of the database.
+
+Every run ends with the SQL functions, in the transaction of the migrations.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from migrations.scope import SCOPE
 from service import database
-from service.database import models
+from service.database import functions, models
 from service.settings import Settings
 
 
@@ -17,6 +20,7 @@ def run(connection: Connection) -> None:
     context.configure(connection=connection, **SCOPE)
     with context.begin_transaction():
         context.run_migrations()
+    functions.install(connection)
 
 
 def run_alone() -> None:
@@ -31,6 +35,8 @@ if context.is_offline_mode():
     with context.begin_transaction():
         context.execute(f'CREATE SCHEMA IF NOT EXISTS "{models.SCHEMA}"')
         context.run_migrations()
+        for function in functions.texts().values():
+            context.execute(function)
 elif given := context.config.attributes.get("connection"):
     run(given)
 else:

@@ -33,8 +33,8 @@ def said(digest: Digest) -> dict[str, Any]:
         "number": digest.number,
         "state": digest.state,
         "values": [float(value) for value in digest.values],
-        "params": {name: float(digest.param(name)) for name in digest.shape.places},
-        "distributions": digest.shape.distributions,
+        "params": {name: float(digest.param(name)) for name in digest.space.places},
+        "distributions": digest.space.distributions,
         "reports": dict(zip(digest.steps, map(float, digest.reported), strict=True)),
     }
 

@@ -96,9 +96,3 @@ def create_workers() -> None:
         schema=SCHEMA,
     )
     op.create_index("ix_workers_study_id", "workers", ["study_id"], schema=SCHEMA)
-
-
-def downgrade() -> None:
-    for table in ("workers", "attempts", "leases", "studies"):
-        op.drop_table(table, schema=SCHEMA)
-    op.execute(sa.schema.DropSequence(sa.Sequence("lease_tokens", schema=SCHEMA)))

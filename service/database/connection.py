@@ -1,8 +1,9 @@
 """SharedConnection: a process's one connection; each statement is one round trip.
 
-Every statement sent here stands alone and commits by itself. All but those that create something
-may be asked twice without doing twice, so an answer lost with its connection is asked for again;
-a creation is repeated only if the server was never reached.
+Every statement stands alone and commits by itself. A lost connection is made again, and the
+statement is sent again, with growing pauses. That is safe for all statements but those that create
+something: their answer may have been lost after they were done. They are sent again only if the
+server was never reached.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import tenacity
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 PATIENCE = 60.0
-"""Seconds for which a server that is restarting or out of reach is tried again."""
+"""Seconds for which a server that restarts or is out of reach is tried again."""
 
 QUEUE = 600.0
-"""Seconds for which a server that has no connection left is asked for one."""
+"""Seconds for which a server that has no connection left is tried again."""
 
 IDLE = 1.0
-"""After so many seconds a connection is not trusted with a statement that is not repeatable."""
+"""After so many seconds without a statement, a connection is checked before a creation."""
 
 REPEAT = ("40001", "40P01")
 """SQLSTATE of transactions that PostgreSQL itself asks to be repeated."""
@@ -38,9 +40,11 @@ REPLAN = 16
 
 FULL = ("too many clients", "remaining connection slots", "too many connections")
 
-# Of its own: a training's first weights come from Python's global generator.
+_pause = tenacity.wait_exponential(multiplier=0.05, max=2.0)
+# A generator of its own: a model's first weights come from Python's global one, and tenacity's
+# random pauses would draw from that.
 _jitter = random.Random()
-_links: weakref.WeakKeyDictionary[Engine, SharedConnection] = weakref.WeakKeyDictionary()
+_connections: weakref.WeakKeyDictionary[Engine, SharedConnection] = weakref.WeakKeyDictionary()
 
 
 class SharedConnection:
@@ -48,11 +52,11 @@ class SharedConnection:
 
     Args:
         engine: The database.
-        patience: Seconds to wait for a server that cannot be reached; may be changed later.
+        patience: Seconds for which an unreachable server is tried again; may be changed later.
     """
 
     def __init__(self, engine: Engine, patience: float = PATIENCE) -> None:
-        # Weak, so that the table of links does not keep every engine alive.
+        # Weak, so that the table of connections does not keep every engine alive.
         self._engine = weakref.ref(engine)
         self.patience = patience
         self._hurried = threading.local()
@@ -63,21 +67,21 @@ class SharedConnection:
 
     @classmethod
     def of(cls, engine: Engine) -> SharedConnection:
-        """The link that everything on this engine shares."""
-        return _links.setdefault(engine, cls(engine))
+        """The connection that everything on this engine shares."""
+        return _connections.setdefault(engine, cls(engine))
 
     def ask(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
-        """The one value of a statement's answer, or None; asked again when it got lost.
+        """The one value of a statement's answer, or None; sent again if the answer is lost.
 
         Raises:
             optuna.exceptions.StorageInternalError: The server refuses the statement.
             sqlalchemy.exc.OperationalError: The server has been out of reach for too long.
         """
-        return self._patiently(sql, values, again=True)
+        return self._query(sql, values, repeatable=True)
 
     def ask_once(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
         """As `ask`, for statements that must not be done twice."""
-        return self._patiently(sql, values, again=False)
+        return self._query(sql, values, repeatable=False)
 
     def ask_json(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
         """As `ask`, for an answer that is the text of a JSON document."""
@@ -86,7 +90,7 @@ class SharedConnection:
 
     @contextlib.contextmanager
     def hurry(self) -> Iterator[None]:
-        """Inside, on this thread, nothing is asked a second time."""
+        """Inside, on this thread, no statement is sent a second time."""
         self._hurried.now = True
         try:
             yield
@@ -98,52 +102,62 @@ class SharedConnection:
         """Seconds since the last statement."""
         return time.monotonic() - self._used
 
-    def forget(self) -> None:
+    def abandon(self) -> None:
         """Leave the connection to the process that this one was forked from."""
         self._lock = threading.RLock()
         self._connection = None
 
     def rest(self) -> None:
-        """Give the connection back; the next statement takes one again."""
+        """Give the connection back to the pool; the next statement takes one again."""
         with self._lock:
             self._drop()
 
-    def _patiently(self, sql: str, values: Mapping[str, Any] | None, *, again: bool) -> Any:
-        began, delay = time.monotonic(), 0.05
-        while True:
+    def _query(self, sql: str, values: Mapping[str, Any] | None, *, repeatable: bool) -> Any:
+        sent = False
+
+        def attempt() -> Any:
+            nonlocal sent
             sent = False
-            try:
-                with self._lock:
-                    connection = self._ready(fresh=not again)
-                    sent = True
-                    return self._send(connection, sql, values)
-            except DBAPIError as error:
-                if not _worth_repeating(error, sent and not again):
-                    raise _translated(error) from error
-                if time.monotonic() + delay > began + self._limit(error):
-                    raise _translated(error) from error
-            time.sleep(delay * _jitter.uniform(0.5, 1.5))
-            delay = min(delay * 2, 2.0)
+            with self._lock:
+                connection = self._ready(check=not repeatable)
+                sent = True
+                return self._send(connection, sql, values)
 
-    def _limit(self, error: DBAPIError) -> float:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: _is_worth_repeating(error, maybe_done=sent and not repeatable)
+            ),
+            wait=lambda state: _pause(state) * _jitter.uniform(0.5, 1.5),
+            stop=self._is_over,
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except DBAPIError as error:
+            raise _translated(error) from error
+
+    def _is_over(self, state: tenacity.RetryCallState) -> bool:
+        """Whether a statement that has failed is given up."""
         if getattr(self._hurried, "now", False):
-            return 0.0
-        return max(QUEUE, self.patience) if _is_full(error) else self.patience
+            return True
+        error = state.outcome.exception() if state.outcome else None
+        limit = max(QUEUE, self.patience) if _is_full(error) else self.patience
+        return (state.seconds_since_start or 0.0) + state.upcoming_sleep > limit
 
-    def _ready(self, *, fresh: bool) -> Connection:
+    def _ready(self, *, check: bool) -> Connection:
         kept = self._connection
         if kept is None or kept.closed or kept.invalidated:
             self._drop()
             self._connection, self._sent = self._connect(), 0
             return self._connection
-        if fresh and self.idle > IDLE:
+        if check and self.idle > IDLE:
             self._send(kept, "SELECT 1")
         return kept
 
     def _connect(self) -> Connection:
         engine = self._engine()
         if engine is None:
-            raise ReferenceError("the engine of this link is gone")
+            raise ReferenceError("the engine of this connection is gone")
         return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def _send(
@@ -171,22 +185,26 @@ class SharedConnection:
 
 def _after_fork() -> None:
     """A forked process connects anew: two on one connection would read each other's answers."""
-    for engine, link in [*_links.items()]:
+    for engine, connection in [*_connections.items()]:
         engine.dispose(close=False)
-        link.forget()
+        connection.abandon()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _worth_repeating(error: DBAPIError, done_perhaps: bool) -> bool:
+def _is_worth_repeating(error: BaseException, maybe_done: bool) -> bool:
+    if not isinstance(error, DBAPIError):
+        return False
     if getattr(error.orig, "pgcode", None) in REPEAT:
         return True
-    return is_lost(error) and not done_perhaps
+    return is_lost(error) and not maybe_done
 
 
-def _is_full(error: DBAPIError) -> bool:
-    return any(sign in str(error.orig) for sign in FULL)
+def _is_full(error: BaseException | None) -> bool:
+    """Whether the server has no connection left."""
+    text = str(error.orig) if isinstance(error, DBAPIError) else ""
+    return any(sign in text for sign in FULL)
 
 
 def is_lost(error: DBAPIError) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     DateTime,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -127,7 +128,11 @@ class WorkerRow(Base):
 
 
 class DigestRow(Base):
-    """What a trial's readers want to know of it: made with the write that makes it necessary."""
+    """What samplers and pruners read of a trial, stored by the transaction that writes the trial.
+
+    ``shape`` is the key of the trial's parameter space: the names and distributions of its
+    parameters.
+    """
 
     __tablename__ = "digests"
 
@@ -135,3 +140,17 @@ class DigestRow(Base):
     finished: Mapped[bool]
     shape: Mapped[int | None] = mapped_column(BigInteger)
     digest: Mapped[str]
+
+
+class VersionRow(Base):
+    """What an upgrade has installed; the row with the highest id is in force.
+
+    ``revision`` is the newest migration's, ``functions`` the SHA-256 of all SQL functions.
+    """
+
+    __tablename__ = "versions"
+
+    version_id: Mapped[int] = mapped_column(Integer, Identity(always=True), primary_key=True)
+    revision: Mapped[str]
+    functions: Mapped[str]
+    installed_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

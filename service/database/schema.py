@@ -1,25 +1,39 @@
-"""Upgrade and check the tables: Optuna's and ours, under one advisory lock.
+"""Upgrade and check the tables and functions: Optuna's and ours, one process at a time.
 
-Optuna's stay where Optuna puts them and are made and upgraded by Optuna's own code; ours are the
-package ``migrations``'. Revisions are told by the names of the migrations' files, so that a check
-costs one statement and imports neither Alembic nor Optuna.
+Optuna's tables stay where Optuna puts them; Optuna's own code makes and upgrades them. Ours come
+from the package ``migrations``, the functions from ``sql/``. The names of the migrations' files
+are their revisions, so that a check costs one statement and imports neither Alembic nor Optuna.
+
+An upgrade leaves workers of the previous version working: functions keep their names for one
+release, columns are added before they are needed and dropped a release later. The table
+``service.versions`` says which version is installed and which one came before it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import tenacity
 from sqlalchemy import text
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from service import database
+from service.database import functions, indexes
 from service.database.models import SCHEMA
 from service.errors import DatabaseError, SchemaOutOfDate
 
 LOCK = 0x53_74_75_64_79_48_61_6C  # "StudyHal"
+
+LOCK_TIMEOUT = "2s"
+"""How long a migration waits for a table while other statements queue behind it."""
+
+LOCK_PATIENCE = 120.0
+"""Seconds for which a migration that waited in vain is tried again."""
 
 HIDDEN = (
     f'the search_path of this role contains "{SCHEMA}", which hides Optuna\'s tables: use a role '
@@ -28,58 +42,83 @@ HIDDEN = (
 
 
 @dataclass(frozen=True)
+class Version:
+    """Our tables and functions: the newest migration, and the SHA-256 of the functions."""
+
+    revision: str
+    functions: str
+
+
+@dataclass(frozen=True)
 class Revisions:
-    """Alembic's revisions of one database; None where there are no tables."""
+    """What a database has, or what this installation needs.
+
+    Attributes:
+        service: Alembic's revision of our tables; None where there are none.
+        optuna: Alembic's revision of Optuna's tables; None where there are none.
+        versions: Our versions, the installed one first, then the earlier ones.
+    """
 
     service: str | None
     optuna: str | None
+    versions: tuple[Version, ...] = ()
+
+    def suits(self, needed: Revisions) -> bool:
+        """Whether an installation that needs these revisions can work with this database.
+
+        It can if the database has its version, or the next one after it.
+        """
+        if self.optuna != needed.optuna:
+            return False
+        if self.versions[:1] == needed.versions:
+            return self.service == needed.service
+        return self.versions[1:2] == needed.versions
 
 
 def head() -> Revisions:
     """What this installation needs."""
-    return Revisions(_ladder("migrations")[-1], _ladder("optuna")[-1])
+    revision = _revisions("migrations")[-1]
+    version = Version(revision, functions.digest())
+    return Revisions(revision, _revisions("optuna")[-1], (version,))
 
 
 def current(engine: Engine) -> Revisions:
-    """What the database has, by one statement where all is there.
+    """What the database has, by one statement if it is up to date.
 
     Raises:
         DatabaseError: The database cannot be reached.
     """
     with database.reachable(engine) as connection:
         try:
-            return _read(connection, service=True, optuna=True)
+            return _read(connection, {*TABLES})
         except ProgrammingError as error:
-            if getattr(error.orig, "pgcode", None) not in (
-                "42P01",
-                "3F000",
-            ):  # no table, no schema
+            if getattr(error.orig, "pgcode", None) not in NOTHING_THERE:
                 raise
             connection.rollback()
-        return _read_what_exists(connection)
+        return _read(connection, _existing(connection))
 
 
 def check(engine: Engine) -> None:
-    """Do nothing if the tables are as this installation needs them.
+    """Do nothing if this installation can work with the tables and functions.
 
     Raises:
-        SchemaOutOfDate: They are missing, behind or ahead; the message names the cure.
+        SchemaOutOfDate: They are missing, behind or ahead; the message says what to do.
         DatabaseError: The database cannot be reached.
     """
     found = current(engine)
-    if found != head():
+    if not found.suits(head()):
         raise SchemaOutOfDate(_verdict(engine.url, found))
 
 
 def ensure(engine: Engine) -> None:
-    """Check the tables; where ours were never made, make them.
+    """Check the tables and functions; make them where ours were never made.
 
     Raises:
         SchemaOutOfDate: There are tables, but of another version.
         DatabaseError: The database cannot be reached or does not let us make tables.
     """
     found = current(engine)
-    if found == head():
+    if found.suits(head()):
         return
     if found.service is None and found.optuna in (None, head().optuna):
         upgrade(engine)
@@ -88,10 +127,10 @@ def ensure(engine: Engine) -> None:
 
 
 def upgrade(target: str | URL | Engine) -> None:
-    """Bring Optuna's tables and ours to this installation's revisions.
+    """Bring Optuna's tables, ours and the functions to what this installation needs.
 
     Any number of processes may call this at once, on an empty database too: one works, the others
-    wait for it and find nothing to do.
+    wait for it and find nothing to do. Workers may go on meanwhile.
 
     Raises:
         SchemaOutOfDate: The tables are newer than this installation.
@@ -100,9 +139,10 @@ def upgrade(target: str | URL | Engine) -> None:
     url = target.url if isinstance(target, Engine) else target
     engine = database.create_engine(url, application_name="studyhall db upgrade", bounded=False)
     try:
-        with database.reachable(engine) as connection, connection.begin():
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
-            _upgrade(connection)
+        with database.reachable(engine) as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            with _alone(connection):
+                _upgrade(engine, connection)
     except DBAPIError as error:
         where, why = database.describe(url), database.reason(error)
         raise DatabaseError(f"the tables of {where} cannot be upgraded: {why}") from error
@@ -110,19 +150,39 @@ def upgrade(target: str | URL | Engine) -> None:
         engine.dispose()
 
 
-def _upgrade(connection: Connection) -> None:
-    """Inside the transaction that holds the lock, which it ends with."""
-    found, needed = _read_what_exists(connection), head()
-    url = connection.engine.url
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Hold the upgrade's lock.
+
+    It is asked for again and again. A statement that waited for it would hold a snapshot, and
+    CREATE INDEX CONCURRENTLY in the process that has the lock would wait for that snapshot.
+    """
+    given = text("SELECT pg_try_advisory_lock(:key)")
+    asking = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda locked: not locked), wait=tenacity.wait_fixed(0.1)
+    )
+    asking(lambda: connection.execute(given, {"key": LOCK}).scalar_one())
+    try:
+        yield
+    finally:
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK})
+
+
+def _upgrade(engine: Engine, connection: Connection) -> None:
+    """Upgrade what is behind.
+
+    Args:
+        engine: The database.
+        connection: Holds the lock; outside of any transaction.
+    """
+    found, needed = _read(connection, _existing(connection)), head()
     if _ahead(found):
-        raise SchemaOutOfDate(_verdict(url, found))
+        raise SchemaOutOfDate(_verdict(engine.url, found))
     if found.optuna != needed.optuna:
-        _upgrade_optuna(url)
-    if found.service != needed.service:
-        _upgrade_service(connection)
-    path = text("SELECT :schema = ANY (current_schemas(false))")
-    if connection.execute(path, {"schema": SCHEMA}).scalar_one():
-        raise DatabaseError(HIDDEN)
+        _upgrade_optuna(engine.url)
+    indexes.create(connection)
+    if found.versions[:1] != needed.versions or found.service != needed.service:
+        _migrate(engine)
 
 
 def _upgrade_optuna(url: URL) -> None:
@@ -141,36 +201,64 @@ def _upgrade_optuna(url: URL) -> None:
         storage.engine.dispose()
 
 
-def _upgrade_service(connection: Connection) -> None:
+def _is_lock_timeout(error: BaseException) -> bool:
+    code = getattr(error.orig, "pgcode", None) if isinstance(error, OperationalError) else None
+    return code == "55P03"
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(_is_lock_timeout),
+    wait=tenacity.wait_random_exponential(0.2, max=5.0),
+    stop=tenacity.stop_after_delay(LOCK_PATIENCE),
+    reraise=True,
+)
+def _migrate(engine: Engine) -> None:
+    """Run the migrations and install the functions, in one transaction."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_package("migrations")).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    path = text("SELECT :schema = ANY (current_schemas(false))")
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        if connection.execute(path, {"schema": SCHEMA}).scalar_one():
+            raise DatabaseError(HIDDEN)
 
 
-def _read(connection: Connection, *, service: bool, optuna: bool) -> Revisions:
-    ours = f"(SELECT version_num FROM {SCHEMA}.alembic_version)" if service else "NULL"
-    theirs = "(SELECT version_num FROM alembic_version)" if optuna else "NULL"
-    row = connection.execute(text(f"SELECT {ours}, {theirs}")).one()
-    return Revisions(row[0], row[1])
+TABLES = {
+    f"{SCHEMA}.alembic_version": "(SELECT version_num FROM service.alembic_version)",
+    "alembic_version": "(SELECT version_num FROM alembic_version)",
+    f"{SCHEMA}.versions": "(SELECT array_agg(ARRAY[revision, functions] ORDER BY version_id DESC) "
+    "FROM service.versions)",
+}
+"""Where the revisions stand, and how each is read."""
+
+NOTHING_THERE = ("42P01", "3F000")
+"""SQLSTATE: no such table, no such schema."""
 
 
-def _read_what_exists(connection: Connection) -> Revisions:
-    tables = text(
-        f"SELECT to_regclass('{SCHEMA}.alembic_version'), to_regclass('alembic_version')"
-    )
-    service, optuna = connection.execute(tables).one()
-    return _read(connection, service=service is not None, optuna=optuna is not None)
+def _existing(connection: Connection) -> set[str]:
+    """Those of `TABLES` that the database has."""
+    asked = text("SELECT name FROM unnest(:names) name WHERE to_regclass(name) IS NOT NULL")
+    return {*connection.execute(asked, {"names": [*TABLES]}).scalars()}
+
+
+def _read(connection: Connection, existing: set[str]) -> Revisions:
+    columns = [sql if table in existing else "NULL" for table, sql in TABLES.items()]
+    row = connection.execute(text(f"SELECT {', '.join(columns)}")).one()
+    return Revisions(row[0], row[1], tuple(Version(*pair) for pair in row[2] or ()))
 
 
 def _ahead(found: Revisions) -> str | None:
-    """The program that is too old for the database, if one is."""
-    if found.service is not None and found.service not in _ladder("migrations"):
+    """The program that is older than the database, if one is."""
+    if found.service is not None and found.service not in _revisions("migrations"):
         return "studyhall"
-    if found.optuna is not None and found.optuna not in _ladder("optuna"):
+    if head().versions[0] in found.versions[1:]:
+        return "studyhall"
+    if found.optuna is not None and found.optuna not in _revisions("optuna"):
         return "optuna"
     return None
 
@@ -186,15 +274,17 @@ def _verdict(url: URL, found: Revisions) -> str:
         return f"the database {where} has no studyhall tables: run `studyhall db upgrade`"
     return (
         f"the database {where} is out of date (found {_names(found)}; this installation needs "
-        f"{_names(head())}): stop all workers, then run `studyhall db upgrade`"
+        f"{_names(head())}): run `studyhall db upgrade`; workers may go on meanwhile"
     )
 
 
 def _names(revisions: Revisions) -> str:
-    return f"studyhall {revisions.service or 'none'}, optuna {revisions.optuna or 'none'}"
+    tables, optuna = revisions.service or "none", revisions.optuna or "none"
+    functions = f" ({revisions.versions[0].functions[:8]})" if revisions.versions else ""
+    return f"studyhall {tables}{functions}, optuna {optuna}"
 
 
-def _ladder(package: str) -> list[str]:
+def _revisions(package: str) -> list[str]:
     """The revisions of a package's migrations, oldest first: ``0001_first.py`` is ``0001``."""
     inside = {"migrations": "versions", "optuna": "storages/_rdb/alembic/versions"}[package]
     files = (_package(package) / inside).glob("*[0-9]*.py")

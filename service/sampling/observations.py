@@ -84,8 +84,8 @@ class Observations:
     def _add(self, trials: list[Digest]) -> None:
         for trial in trials:
             self.constrained = self.constrained or trial.is_constrained
-            if trial.shape is not self._shape:
-                self._intersect(trial.shape)
+            if trial.space is not self._shape:
+                self._intersect(trial.space)
         for name, column in self._params.items():
             column.extend([trial.param(name) for trial in trials])
         scores = [self._score(trial) for trial in trials]

@@ -93,7 +93,7 @@ class PercentilePruner(optuna.pruners.PercentilePruner):
         filtered = type(study).get_trials is not Study.get_trials
         if filtered or not isinstance(study._storage, StudyStorage):
             return super().prune(study, trial)
-        steps = Steps.of(study._storage.followed(study._study_id))
+        steps = Steps.of(study._storage.followed_digests(study._study_id))
         step = trial.last_step
         if not self._judges(steps, step, trial):
             return False

@@ -75,7 +75,7 @@ class TPESampler(optuna.samplers.TPESampler):
             return None
         # Only a constant liar counts trials that run; whoever has finished is all that others ask.
         running = bool(self._constant_liar)
-        seen = Observations.of(storage.digest_cache(study._study_id, running=running, look=fresh))
+        seen = Observations.of(storage.digest_cache(study._study_id, running=running, read=fresh))
         return None if seen.constrained else seen
 
     def _sample(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class TPESampler(optuna.samplers.TPESampler):
 def _running(study: Study) -> list[Digest]:
     storage = study._storage
     assert isinstance(storage, StudyStorage)
-    return [*storage.digest_cache(study._study_id, running=True, look=False).running.values()]
+    return [*storage.digest_cache(study._study_id, running=True, read=False).running.values()]
 
 
 def _going_to_use(trial: Digest, space: Space, told: bool) -> list[float] | None:
@@ -135,7 +135,7 @@ def _going_to_use(trial: Digest, space: Space, told: bool) -> list[float] | None
         space: The parameters that are asked for.
         told: Whether what the trial's sampler has only announced counts as well.
     """
-    places = trial.shape.places
+    places = trial.space.places
     if space.keys() <= places.keys():
         return [trial.params[places[name]] for name in space]
     announced = announcements.announced(trial.notes) if told else {}

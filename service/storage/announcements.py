@@ -1,7 +1,7 @@
-"""Announcements: the parameters that Optuna's TPESampler has drawn but a trial not yet suggested.
+"""Announcements: parameters that Optuna's TPESampler has drawn for a trial but not yet suggested.
 
-The sampler draws all parameters at once, at the first suggestion, and notes them as attributes of
-the trial, so that other processes' samplers can tell what it is going to try.
+The sampler draws all parameters at the first suggestion and writes them to the trial's system
+attributes, so that samplers of other processes know what the trial is going to try.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from optuna.samplers._tpe.sampler import _RELATIVE_PARAMS_KEY as KEY
 
 
 def announced(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that system attributes announce, by name, as they will be suggested."""
+    """The announced parameters in system attributes: external values by name."""
     keys = (f"{KEY}:{index}" for index in itertools.count())
     text = "".join(attrs[key] for key in itertools.takewhile(attrs.__contains__, keys))
     try:
         found: dict[str, Any] = json.loads(text) if text else {}
-    except json.JSONDecodeError:  # its chunks are being written at this moment
+    except json.JSONDecodeError:  # another process is writing the text, part by part
         return {}
     return found
 
 
 def without(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that announce nothing."""
+    """The system attributes without announcements."""
     return {key: value for key, value in attrs.items() if not key.startswith(KEY)}

@@ -1,4 +1,4 @@
-"""DigestCache: what this process has learnt of one study for its sampler and pruner."""
+"""DigestCache: the digests of one study, as far as this process has read them."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ T = TypeVar("T")
 
 
 class DigestCache:
-    """A study's trials as digests: those that run, and those that have ended.
+    """A study's trials as digests, for samplers and pruners.
 
     Args:
         directions: The study's directions.
 
     Attributes:
-        position: How far the study has been read.
-        shapes: What parameters trials have, by the database's key.
-        distributions: Of every parameter, as the first trial seen to have it has it.
-        running: The trials that run and have parameters, by id.
-        finished: The finished trials in the order in which they became known; only ever appended.
+        position: How much of the study has been read.
+        spaces: The parameter spaces of trials, by the database's key.
+        distributions: Of every parameter, as in the first trial that was seen to have it.
+        running: The running trials that have parameters, by id.
+        finished: The finished trials in the order in which they were read; only ever appended.
         best: The best COMPLETE trial of a study with one objective, the earliest of equals.
-        fresh: Whether news has come along with a report and nobody has looked at it yet.
+        is_fresh: Whether a report has brought news that no reader has asked for yet.
     """
 
     def __init__(self, directions: list[StudyDirection]) -> None:
         self.directions = directions
         self.position = ReadPosition()
-        self.shapes: dict[int | None, ParamSpace] = {None: EMPTY}
+        self.spaces: dict[int | None, ParamSpace] = {None: EMPTY}
         self.distributions: dict[str, BaseDistribution] = {}
         self.running: dict[int, Digest] = {}
         self.finished: list[Digest] = []
         self.best: Digest | None = None
-        self.fresh = False
-        self._memory: dict[Any, Any] = {}
+        self.is_fresh = False
+        self._derived: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
-    def learn(self, shapes: dict[int, ParamSpace]) -> None:
-        """Take in what the parameters of trials are."""
-        for key, shape in shapes.items():
-            self.shapes[key] = shape
-            self.distributions = shape.distributions | self.distributions
+    def add_spaces(self, spaces: dict[int, ParamSpace]) -> None:
+        """Add parameter spaces by their keys."""
+        for key, space in spaces.items():
+            self.spaces[key] = space
+            self.distributions = space.distributions | self.distributions
 
     def put(self, digests: Iterable[Digest]) -> None:
-        """Take in trials, new or newer; a finished one comes once."""
+        """Add digests, or replace those of running trials; a finished trial comes once."""
         for digest in digests:
             if not digest.is_finished:
                 self.running[digest.trial_id] = digest
@@ -63,6 +63,7 @@ class DigestCache:
                 self.best = digest
 
     def _beats(self, digest: Digest) -> bool:
+        """Whether a complete trial is better than the best one."""
         if not digest.values or len(self.directions) > 1:
             return False
         if self.best is None:
@@ -72,16 +73,16 @@ class DigestCache:
             return digest.number < self.best.number
         return bool(new > old) == (self.directions[0] == StudyDirection.MAXIMIZE)
 
-    def derived(self, kind: Callable[[DigestCache], T], bring_up: Callable[[T], None]) -> T:
-        """What a sampler or pruner makes of the finished trials: made once, then kept up.
+    def derived(self, kind: Callable[[DigestCache], T], update: Callable[[T], None]) -> T:
+        """What a sampler or pruner computes from the finished trials: made once, then updated.
 
         Args:
-            kind: Makes it; there is one of each kind.
-            bring_up: Takes in what is new.
+            kind: Makes it; the cache keeps one object of each kind.
+            update: Adds the trials that are new.
         """
         with self._lock:
-            if kind not in self._memory:
-                self._memory[kind] = kind(self)
-            found: T = self._memory[kind]
-            bring_up(found)
+            if kind not in self._derived:
+                self._derived[kind] = kind(self)
+            found: T = self._derived[kind]
+            update(found)
         return found

@@ -1,4 +1,4 @@
-"""Digests: of each trial what samplers and pruners ask for, as the database keeps it."""
+"""Digests: what samplers and pruners read of each trial, parsed from the database's answer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from service.storage import rows
 
 
 class ParamSpace:
-    """The names and distributions of a trial's parameters, which most trials of a study share.
+    """The names and distributions of a trial's parameters. Most trials of a study share one.
 
     Args:
         pairs: Each parameter's name and distribution, in the order of the trial's values.
 
     Attributes:
         distributions: By name.
-        places: By name, where the parameter's value stands.
+        places: By name, the index of the parameter's value.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, BaseDistribution]] = ()) -> None:
@@ -33,23 +33,23 @@ EMPTY = ParamSpace()
 
 
 class Digest(NamedTuple):
-    """A trial as far as samplers and pruners care.
+    """What samplers and pruners need of a trial.
 
     Attributes:
         values: The trial's values, if it has any.
-        shape: What the parameters are.
-        params: Their values, as Optuna stores them.
-        steps: At which steps a finished trial has reported, in their order.
-        reported: What it reported there.
-        notes: System attributes that TPE asks for: constraints, and what a running trial is
-            going to suggest.
+        space: The names and distributions of its parameters.
+        params: The parameters' values, as Optuna stores them.
+        steps: The steps at which a finished trial has reported, ascending.
+        reported: The values that it reported there.
+        notes: System attributes that TPE reads: constraints, and the parameters that a running
+            trial has drawn but not yet suggested.
     """
 
     trial_id: int
     number: int
     state: TrialState
     values: Sequence[float]
-    shape: ParamSpace
+    space: ParamSpace
     params: Sequence[float]
     steps: Sequence[int]
     reported: Sequence[float]
@@ -57,12 +57,12 @@ class Digest(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether it can no longer change."""
+        """Whether the trial can no longer change."""
         return self.state is not TrialState.RUNNING and self.state is not TrialState.WAITING
 
     def param(self, name: str) -> float:
         """A parameter's value; NaN if the trial does not have it."""
-        place = self.shape.places.get(name)
+        place = self.space.places.get(name)
         return math.nan if place is None else self.params[place]
 
     @property
@@ -73,8 +73,8 @@ class Digest(NamedTuple):
         )
 
 
-def shapes(answer: Mapping[str, Any] | None) -> dict[int, ParamSpace]:
-    """The shapes of an answer of ``service.learn``."""
+def spaces(answer: Mapping[str, Any] | None) -> dict[int, ParamSpace]:
+    """The parameter spaces in an answer of ``service.read_digests``, by key."""
     return {
         int(key): ParamSpace((name, rows.distribution(text)) for name, text in pairs)
         for key, pairs in (answer or {}).items()
@@ -84,19 +84,19 @@ def shapes(answer: Mapping[str, Any] | None) -> dict[int, ParamSpace]:
 def digests(
     arrays: Iterable[Sequence[Any]], known: Mapping[int | None, ParamSpace]
 ) -> Iterator[Digest]:
-    """The digests of an answer of ``service.learn``.
+    """The digests in an answer of ``service.read_digests``.
 
     Args:
         arrays: One for each trial.
-        known: All shapes that they name.
+        known: All parameter spaces that they name.
     """
-    for trial_id, number, state, values, shape, params, steps, reported, notes in arrays:
+    for trial_id, number, state, values, space, params, steps, reported, notes in arrays:
         yield Digest(
             trial_id,
             number,
             rows.STATES[state],
             _numbers(values),
-            known[shape],
+            known[space],
             _numbers(params),
             steps or (),
             _numbers(reported),

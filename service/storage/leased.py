@@ -16,17 +16,17 @@ from service.storage.writes import Batch
 
 @dataclass
 class LeasedTrial:
-    """A leased trial as this process has made it, and what is not yet in the database of it.
+    """A leased trial in this process's memory, with what the database does not have yet.
 
     Attributes:
         lease: The right to write to the trial.
-        trial: The trial, with everything that was set so far.
+        trial: The trial with everything that was set so far.
         pending: Suggested parameters that no statement has carried yet.
-        notes: System attributes of the suggestion, which wait with them.
+        notes: A sampler's system attributes, which wait with the parameters.
         cause: Why the trial ends as it does; written with its state.
-        detail: The traceback or message that goes with the cause.
-        stale: Whether the lease is known to have passed to another worker.
-        shown: Whether the trial was handed out among others, with what was not written yet.
+        detail: The traceback or message that belongs to the cause.
+        is_stale: Whether another worker is known to have the trial now.
+        was_returned: Whether a caller has got the trial with parameters not written yet.
     """
 
     lease: Lease
@@ -35,16 +35,16 @@ class LeasedTrial:
     notes: dict[str, Any] = field(default_factory=dict)
     cause: str | None = None
     detail: str | None = None
-    stale: bool = False
-    shown: bool = False
+    is_stale: bool = False
+    was_returned: bool = False
 
     def refuse_if_stale(self) -> None:
         """Raise StaleLease if another worker is known to have the trial."""
-        if self.stale:
+        if self.is_stale:
             raise leases.stale(self.lease)
 
     def suggest(self, name: str, internal: float, distribution: BaseDistribution) -> None:
-        """Note a parameter; the first value of a name stays."""
+        """Set a parameter, which then waits; the first value of a name stays."""
         if name in self.trial.distributions:
             return
         value = distribution.to_external_repr(internal)
@@ -55,11 +55,11 @@ class LeasedTrial:
             _distributions={**self.trial.distributions, name: distribution},
         )
 
-    def note(self, batch: Batch) -> bool:
-        """Let a sampler's notes wait with its suggestions; False if they must be written now.
+    def defer(self, batch: Batch) -> bool:
+        """Let a sampler's notes wait with its parameters; False if they must be written now.
 
-        What samplers write before anything was reported belongs to the suggestion. Later system
-        attributes are a pruner's findings, which others wait for.
+        System attributes before the first report belong to the sampler's suggestions. Later ones
+        are a pruner's, and other processes wait for them.
         """
         if not batch.system or batch.user or batch.steps or self.trial.intermediate_values:
             return False
@@ -68,17 +68,17 @@ class LeasedTrial:
         return True
 
     def waiting(self) -> Batch:
-        """What a statement has to carry along."""
+        """What the next statement has to carry."""
         announced = announcements.announced(self.notes)
         if announced and announced.keys() <= self.trial.distributions.keys():
-            # The parameters themselves, which are written by the same statement, say as much.
+            # The same statement writes the parameters themselves, which say the same.
             self.notes = announcements.without(self.notes)
-            kept = announcements.without(self.trial.system_attrs)
-            self.trial = rows.changed(self.trial, _system_attrs=kept)
+            others = announcements.without(self.trial.system_attrs)
+            self.trial = rows.changed(self.trial, _system_attrs=others)
         return Batch(params=dict(self.pending), system=dict(self.notes))
 
-    def written(self, batch: Batch) -> None:
-        """Note that a statement has carried these."""
+    def mark_written(self, batch: Batch) -> None:
+        """Note that a statement has written the batch."""
         for name in batch.params:
             self.pending.pop(name, None)
         for key, value in batch.system.items():
@@ -87,7 +87,7 @@ class LeasedTrial:
         self.apply(batch)
 
     def apply(self, batch: Batch) -> None:
-        """Take what was set into the trial."""
+        """Set the batch's attributes and reports in the trial in memory."""
         fields: dict[str, Any] = {}
         if batch.user:
             fields["_user_attrs"] = {**self.trial.user_attrs, **batch.user}
@@ -98,13 +98,15 @@ class LeasedTrial:
         if fields:
             self.trial = rows.changed(self.trial, **fields)
 
-    def forget(self, step: int) -> None:
-        """Note that what was reported from ``step`` on is deleted."""
+    def delete_reports(self, step: int) -> None:
+        """Note that the reports from ``step`` on are deleted."""
         kept = {s: v for s, v in self.trial.intermediate_values.items() if s < step}
         self.trial = rows.changed(self.trial, intermediate_values=kept)
 
-    def ending(self, state: TrialState, values: Sequence[float] | None) -> dict[str, Any]:
-        """The arguments of ``service.finish_leased``, but for what is written along."""
+    def finish_arguments(
+        self, state: TrialState, values: Sequence[float] | None
+    ) -> dict[str, Any]:
+        """The arguments of ``service.finish_leased``, but for those of the waiting batch."""
         stored = rows.stored_all(values) if values is not None else (None, None)
         failed = self.cause in ("error", "invalid")
         return {
@@ -120,8 +122,14 @@ class LeasedTrial:
             "p_failure_reason": leases.failure_reason(self.detail) if failed else None,
         }
 
-    def end(self, state: TrialState, values: Sequence[float] | None, when: float) -> None:
-        """Note that the trial has ended."""
+    def mark_ended(self, state: TrialState, values: Sequence[float] | None, when: float) -> None:
+        """Note that the trial has ended.
+
+        Args:
+            state: Its final state.
+            values: Its values.
+            when: Seconds since the epoch, by the database's clock.
+        """
         self.trial = rows.changed(
             self.trial,
             state=state,

@@ -1,8 +1,8 @@
 """Claim, renew, release, end: a worker's right to run one trial, and the study's budget.
 
-Every time in here is the database's: workers' clocks may say what they like. Every claim in a
-study passes through the row lock on its line in ``service.studies``, so the budget is exact; a
-trial is numbered under the row lock on Optuna's own ``studies`` line, as Optuna numbers its own.
+All times are the database's; workers' clocks do not matter. Every claim in a study locks the
+study's row in ``service.studies``, so the budget is exact. A trial gets its number under the row
+lock on Optuna's own ``studies`` row, as Optuna's trials do.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from service.database.connection import SharedConnection
 from service.errors import StaleLease, headline
 from service.storage import rows
 
-CLAIM = """-- A trial to run, with a lease on it; null where there is nothing to do.
+CLAIM = """-- A trial to run, with its lease; null if there is nothing to do.
 SELECT service.claim(%(study_id)s, %(worker)s, %(seconds)s)::text"""
-RENEW = """-- Keep the lease unless it was given back; learn what the study was told meanwhile.
+RENEW = """-- Renew the lease unless it was given back; return the study's orders.
 UPDATE service.leases l SET expires_at = clock_timestamp() + %(seconds)s * interval '1 second'
   FROM service.studies s
  WHERE l.trial_id = %(trial_id)s AND l.token = %(token)s AND s.study_id = l.study_id
    AND l.expires_at > '-infinity'
 RETURNING json_build_array(
     s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp())::text"""
-FREE_WORKER = """-- A worker that is known to be dead holds nothing any longer.
+FREE_WORKER = """-- End the leases of a dead worker.
 UPDATE service.leases SET expires_at = '-infinity' WHERE worker = %(worker)s
 RETURNING trial_id"""
-RELEASE = """-- Give the trial back at once: the next worker need not wait for the lease to expire.
+RELEASE = """-- Give the trial back, so that no worker has to wait for the lease to expire.
 SELECT service.release(%(trial_id)s, %(token)s, %(cause)s, %(detail)s)"""
-OVERDUE = """-- Workers whose trial has had its time, or whose study has, for so long already.
+OVERDUE = """-- Workers that hold a trial beyond its time limit or the study's deadline.
 SELECT json_agg(l.worker)::text
   FROM service.leases l JOIN service.studies s USING (study_id)
   JOIN service.attempts a USING (trial_id, attempt)
  WHERE l.worker = ANY (%(workers)s)
    AND least(s.deadline, a.started_at + %(limit)s * interval '1 second')
        < clock_timestamp() - %(patience)s * interval '1 second'"""
-DONE = """-- How many of these workers have brought a trial to its end.
+DONE = """-- How many of these workers have ended a trial.
 SELECT count(DISTINCT worker) FROM service.attempts
  WHERE worker = ANY (%(workers)s) AND ended_at IS NOT NULL AND cause IS NULL"""
 FAIL = "SELECT service.fail_worker(%(worker)s, %(cause)s, %(detail)s)"
-# A bug is not a hyperparameter: so many failures of the code in a row stop the study.
 MAX_FAILURES = 5
+"""Failures of the objective's code in a row that stop a study: a bug is no hyperparameter."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Lease:
     """A worker's right to run one trial; whoever holds the newest token may write.
 
     Attributes:
-        attempt: How many times the trial was begun, this time included.
-        alone: An earlier attempt ran out of memory: this one shares its device with nobody.
-        trial: The trial as it was found or made.
+        attempt: How many times the trial was begun, including this time.
+        alone: An earlier attempt ran out of memory, so this one must have its device alone.
+        trial: The trial as the claim returned it.
     """
 
     trial_id: int
@@ -77,7 +77,12 @@ class Lease:
 
 @dataclass(frozen=True)
 class Orders:
-    """What a worker learns whenever it renews its lease."""
+    """What a worker learns when it renews its lease.
+
+    Attributes:
+        stop_reason: Why the study was stopped; None if it was not.
+        late: Whether the study's deadline has passed.
+    """
 
     stop_reason: str | None
     late: bool
@@ -90,10 +95,10 @@ def claim(engine: Engine, study_id: int, worker: str, seconds: float) -> Lease |
         engine: The database.
         study_id: Optuna's id of the study.
         worker: Name of the worker that claims.
-        seconds: How long the lease lasts unless it is renewed.
+        seconds: How long the lease lasts if it is not renewed.
     """
-    given = {"study_id": study_id, "worker": worker, "seconds": seconds}
-    answer = SharedConnection.of(engine).ask_once(CLAIM, given)
+    arguments = {"study_id": study_id, "worker": worker, "seconds": seconds}
+    answer = SharedConnection.of(engine).ask_once(CLAIM, arguments)
     if answer is None:
         return None
     trial_id, token, attempt, made, document, alone = json.loads(answer)
@@ -104,19 +109,19 @@ def claim(engine: Engine, study_id: int, worker: str, seconds: float) -> Lease |
 
 
 def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
-    """Keep the lease for so many seconds more, and hear whether the study was stopped.
+    """Renew the lease for so many seconds from now, and return the study's orders.
 
     Raises:
         StaleLease: Another worker has the trial now.
     """
-    told = SharedConnection.of(engine).ask_json(RENEW, {**lease.key, "seconds": seconds})
-    if told is None:
+    orders = SharedConnection.of(engine).ask_json(RENEW, {**lease.key, "seconds": seconds})
+    if orders is None:
         raise stale(lease)
-    return Orders(*told)
+    return Orders(*orders)
 
 
 def stale(lease: Lease) -> StaleLease:
-    """What is raised where the lease's token is no longer the newest."""
+    """The error for a lease whose token is no longer the newest."""
     return StaleLease(f"trial {lease.number} has passed to another worker")
 
 
@@ -126,18 +131,18 @@ def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None)
     Raises:
         StaleLease: Another worker has the trial now.
     """
-    given = {**lease.key, "cause": cause, "detail": detail}
-    if SharedConnection.of(engine).ask(RELEASE, given) != "ok":
+    arguments = {**lease.key, "cause": cause, "detail": detail}
+    if SharedConnection.of(engine).ask(RELEASE, arguments) != "ok":
         raise stale(lease)
 
 
 def free(engine: Engine, worker: str) -> None:
-    """Interrupt whatever a dead worker held, without waiting for its lease to expire."""
+    """Interrupt the trials of a dead worker, without waiting for its leases to expire."""
     SharedConnection.of(engine).ask(FREE_WORKER, {"worker": worker})
 
 
 def overdue(engine: Engine, workers: list[str], limit: float | None, patience: float) -> list[str]:
-    """Those of the workers that hold a trial longer than they may.
+    """The workers that hold a trial longer than they may.
 
     Args:
         engine: The database.
@@ -145,21 +150,21 @@ def overdue(engine: Engine, workers: list[str], limit: float | None, patience: f
         limit: Wall-clock of one attempt in seconds, or None.
         patience: Seconds beyond that, or beyond the study's deadline.
     """
-    given = {"workers": workers, "limit": limit, "patience": patience}
-    return SharedConnection.of(engine).ask_json(OVERDUE, given) or []
+    arguments = {"workers": workers, "limit": limit, "patience": patience}
+    return SharedConnection.of(engine).ask_json(OVERDUE, arguments) or []
 
 
 def fail(engine: Engine, worker: str, cause: str, detail: str) -> None:
-    """Fail whatever a worker holds, on behalf of a worker that can no longer do so."""
-    given = {"worker": worker, "cause": cause, "detail": detail}
-    SharedConnection.of(engine).ask(FAIL, given)
+    """Fail the trial of a worker that can no longer do so itself."""
+    arguments = {"worker": worker, "cause": cause, "detail": detail}
+    SharedConnection.of(engine).ask(FAIL, arguments)
 
 
 def done(engine: Engine, workers: list[str]) -> int:
-    """How many of the workers have brought a trial to its end."""
+    """How many of the workers have ended a trial."""
     return int(SharedConnection.of(engine).ask(DONE, {"workers": workers}))
 
 
 def failure_reason(detail: str | None) -> str:
-    """One line for a study that its objective's own failures have stopped."""
+    """The stop reason of a study whose objective's code keeps failing: one line."""
     return f"{MAX_FAILURES} trials failed in a row, the last one with {headline(detail)}"

@@ -57,36 +57,37 @@ def stored_all(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
 
 
 def loaded(value: float | str) -> float:
-    """A value as answers have it: a number, or the kind of one that is not finite."""
+    """A value of an answer: a number, or the kind of a number that is not finite."""
     return STORED[value] if isinstance(value, str) else float(value)
 
 
 def local(epoch: float | None) -> datetime | None:
-    """Optuna's naive local time of a moment."""
+    """Seconds since the epoch as Optuna's naive local time."""
     return None if epoch is None else datetime.fromtimestamp(epoch)
 
 
 def utc(moment: datetime | None) -> datetime | None:
-    """The naive UTC that Optuna's columns hold of a naive local time."""
+    """A naive local time as the naive UTC of Optuna's columns."""
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-ParamSpace = list[tuple[str, BaseDistribution]]
+Pairs = list[tuple[str, BaseDistribution]]
+"""A parameter space: names and distributions, in the order of a trial's values."""
 
 
 def documents(answer: Sequence[Any] | None) -> Iterator[FrozenTrial]:
-    """The trials of an answer of ``service.documents``."""
-    shapes, arrays = answer or (None, None)
-    known: dict[str | None, ParamSpace] = {None: []}
-    for key, pairs in (shapes or {}).items():
+    """The trials in an answer of ``service.documents``."""
+    spaces, arrays = answer or (None, None)
+    known: dict[str | None, Pairs] = {None: []}
+    for key, pairs in (spaces or {}).items():
         known[key] = [(name, distribution(text)) for name, text in pairs]
     return (_frozen(array, known) for array in arrays or ())
 
 
-def _frozen(array: Sequence[Any], known: Mapping[str | None, ParamSpace]) -> FrozenTrial:
-    """A trial without the checks of its constructor, which stored trials have passed."""
+def _frozen(array: Sequence[Any], known: Mapping[str | None, Pairs]) -> FrozenTrial:
+    """Make a trial without the checks of its constructor, which stored trials have passed."""
     trial_id, number, state, start, end, values, key, params, user, system, steps = array
-    shape = known[key]
+    pairs = known[key]
     trial = FrozenTrial.__new__(FrozenTrial)
     trial.__dict__.update(
         _number=number,
@@ -96,7 +97,7 @@ def _frozen(array: Sequence[Any], known: Mapping[str | None, ParamSpace]) -> Fro
         datetime_complete=local(end),
         _params={
             name: of.to_external_repr(float(value))
-            for (name, of), value in zip(shape, params or (), strict=True)
+            for (name, of), value in zip(pairs, params or (), strict=True)
         },
         _user_attrs=_parsed(user),
         _system_attrs=_parsed(system),
@@ -106,7 +107,7 @@ def _frozen(array: Sequence[Any], known: Mapping[str | None, ParamSpace]) -> Fro
         }
         if steps
         else {},
-        _distributions=dict(shape),
+        _distributions=dict(pairs),
         _trial_id=trial_id,
     )
     return trial
@@ -117,7 +118,7 @@ def _parsed(attrs: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def started(trial_id: int, number: int, epoch: float) -> FrozenTrial:
-    """A trial that has begun at this moment and has nothing yet."""
+    """A trial that has just begun and has nothing yet."""
     return FrozenTrial(
         number, TrialState.RUNNING, None, local(epoch), None, {}, {}, {}, {}, {}, trial_id
     )

@@ -1,4 +1,4 @@
-"""StudyStore: the study-level half of the storage: names, directions, attributes, deletion."""
+"""StudyStore: the part of the storage that knows studies, not trials."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ directed AS (
 SELECT study_id FROM new"""
 DELETE = "SELECT service.delete_study(%(study_id)s)"
 ID = "SELECT study_id FROM studies WHERE study_name = %(name)s"
-FACTS = """-- A study's name and directions.
+NAME_AND_DIRECTIONS = """-- A study's name and directions.
 SELECT json_build_array(study_name, (
          SELECT json_agg(direction ORDER BY objective) FROM study_directions d
           WHERE d.study_id = s.study_id))::text
@@ -52,27 +52,27 @@ SELECT coalesce(json_agg(json_build_array(study_id, study_name,
 
 
 class StudyStore(BaseStorage):
-    """What Optuna's storage does to studies, each in one statement.
+    """Names, directions, attributes and deletion of studies; each call is one statement.
 
     Args:
-        link: The database.
+        connection: The database.
     """
 
-    def __init__(self, link: SharedConnection) -> None:
-        self._link = link
+    def __init__(self, connection: SharedConnection) -> None:
+        self._connection = connection
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
         name = f"{DEFAULT_STUDY_NAME_PREFIX}{uuid.uuid4()}" if study_name is None else study_name
-        given = {"name": name, "directions": [direction.name for direction in directions]}
-        study_id = self._link.ask_once(CREATE, given)
+        arguments = {"name": name, "directions": [direction.name for direction in directions]}
+        study_id = self._connection.ask_once(CREATE, arguments)
         if study_id is None:
             raise DuplicatedStudyError(f"there is a study of the name {name!r} already")
         return int(study_id)
 
     def delete_study(self, study_id: int) -> None:
-        if not self._link.ask(DELETE, {"study_id": study_id}):
+        if not self._connection.ask(DELETE, {"study_id": study_id}):
             raise no_study(study_id)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -82,24 +82,24 @@ class StudyStore(BaseStorage):
         self._set_study_attr("system", study_id, key, value)
 
     def _set_study_attr(self, kind: str, study_id: int, key: str, value: Any) -> None:
-        given = {"study_id": study_id, "key": key, "value": json.dumps(value)}
-        if self._link.ask(SET_ATTR.format(kind=kind), given) is None:
+        arguments = {"study_id": study_id, "key": key, "value": json.dumps(value)}
+        if self._connection.ask(SET_ATTR.format(kind=kind), arguments) is None:
             raise no_study(study_id)
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        study_id = self._link.ask(ID, {"name": study_name})
+        study_id = self._connection.ask(ID, {"name": study_name})
         if study_id is None:
             raise KeyError(f"there is no study of the name {study_name!r}")
         return int(study_id)
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        return self._facts(study_id)[0]
+        return self._name_and_directions(study_id)[0]
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._facts(study_id)[1]
+        return self._name_and_directions(study_id)[1]
 
-    def _facts(self, study_id: int) -> tuple[str, list[StudyDirection]]:
-        text = self._link.ask(FACTS, {"study_id": study_id})
+    def _name_and_directions(self, study_id: int) -> tuple[str, list[StudyDirection]]:
+        text = self._connection.ask(NAME_AND_DIRECTIONS, {"study_id": study_id})
         if text is None:
             raise no_study(study_id)
         name, directions = json.loads(text)
@@ -112,7 +112,7 @@ class StudyStore(BaseStorage):
         return self._study_attrs("system", study_id)
 
     def _study_attrs(self, kind: str, study_id: int) -> dict[str, Any]:
-        text = self._link.ask(ATTRS.format(kind=kind), {"study_id": study_id})
+        text = self._connection.ask(ATTRS.format(kind=kind), {"study_id": study_id})
         if text is None:
             raise no_study(study_id)
         return _attrs(json.loads(text))
@@ -127,7 +127,7 @@ class StudyStore(BaseStorage):
                 system_attrs=_attrs(system),
                 study_id=study_id,
             )
-            for study_id, name, directions, user, system in json.loads(self._link.ask(ALL))
+            for study_id, name, directions, user, system in json.loads(self._connection.ask(ALL))
         ]
 
 
@@ -140,5 +140,5 @@ def _attrs(texts: dict[str, str] | None) -> dict[str, Any]:
 
 
 def no_study(study_id: int) -> KeyError:
-    """What Optuna wants to be raised for a study that does not exist."""
+    """The error that Optuna's storages raise for a study that does not exist."""
     return KeyError(f"there is no study with the id {study_id}")

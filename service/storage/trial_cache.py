@@ -1,4 +1,4 @@
-"""TrialCache: the trials of one study as Optuna hands them out, whole, as far as anybody asked."""
+"""TrialCache: the trials of one study as Optuna returns them, as far as they have been read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _number = attrgetter("_number")
 
 
 class TrialCache:
-    """A study's trials by number, and the lists of those in the asked-for states.
+    """A study's trials by id, and by number in a list for each set of states.
 
-    A trial is replaced by its newer self, never altered; the lists are handed out as copies.
+    A newer version replaces a trial; no trial is altered. Callers get copies of the lists.
 
     Attributes:
-        position: How far the study has been read.
+        position: How much of the study has been read.
     """
 
     def __init__(self) -> None:
@@ -41,20 +41,20 @@ class TrialCache:
         return self._by_id.get(trial_id)
 
     def put(self, trial: FrozenTrial) -> None:
-        """Take in a trial, new or newer."""
+        """Add a trial, or replace it by a newer version."""
         old = self._by_id.get(trial._trial_id)
         if old is not None and old.state.is_finished():
             return
         self._by_id[trial._trial_id] = trial
         for states, trials in self._lists.items():
-            _exchange(trials, states, old, trial)
+            _replace(trials, states, old, trial)
         if trial.state.is_finished():
             self.position.unfinished.discard(trial._trial_id)
         else:
             self.position.unfinished.add(trial._trial_id)
 
-    def look_again(self) -> None:
-        """Doubt what is known of unfinished trials: the next news brings them whole."""
+    def reread_unfinished(self) -> None:
+        """Make the next read return all unfinished trials."""
         self.position.since = 0
 
     def trials(self, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
@@ -67,12 +67,13 @@ class TrialCache:
         return found.copy()
 
 
-def _exchange(
+def _replace(
     trials: list[FrozenTrial],
     states: frozenset[TrialState],
     old: FrozenTrial | None,
     new: FrozenTrial,
 ) -> None:
+    """Replace a trial in a list; each version is in it only if its state belongs there."""
     was, will = old is not None and old.state in states, new.state in states
     if not was and not will:
         return
@@ -84,5 +85,5 @@ def _exchange(
 
 
 def only_finished(states: Container[TrialState] | None) -> bool:
-    """Whether unfinished trials do not matter to who asks for these states."""
+    """Whether a reader that asks for these states needs no unfinished trials."""
     return states is not None and all(s in FINISHED for s in TrialState if s in states)

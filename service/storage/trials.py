@@ -1,7 +1,7 @@
-"""Trials: the half of the storage that knows no lease.
+"""TrialStore: the part of the storage that knows trials, not leases.
 
-A trial that nobody has leased is written at once and read when asked for, because other processes
-may write it too. What others did to a study is read as `service.news` describes.
+A trial without a lease is written at once and read on every request, because other processes may
+write it too. `service.storage.news` explains how changes by other processes are read.
 """
 
 from __future__ import annotations
@@ -28,112 +28,111 @@ from service.storage.writes import Batch, call
 DOCUMENT = "SELECT service.documents(ARRAY[%(trial_id)s])::text"
 ID = """-- A trial by its number.
 SELECT trial_id FROM trials WHERE study_id = %(study_id)s AND number = %(number)s"""
-DISTRIBUTION = """-- How any trial of this trial's study has this parameter.
+DISTRIBUTION = """-- The parameter's distribution in any trial of this trial's study.
 SELECT p.distribution_json FROM trials this
   JOIN trials t ON t.study_id = this.study_id JOIN trial_params p ON p.trial_id = t.trial_id
  WHERE this.trial_id = %(trial_id)s AND p.param_name = %(name)s LIMIT 1"""
 BEGIN_WAITING = "SELECT service.begin_waiting(%(p_trial)s)"
 CHUNK = 1000
-"""Trials that one statement of a bulk import creates."""
+"""How many trials one statement of a bulk import creates."""
 
 
 @dataclass
-class Known:
-    """What a process knows of a study.
+class StudyCache:
+    """What a process has read of a study.
 
     Attributes:
         name: Its name.
-        digest_cache: Its trials as samplers and pruners want them.
-        trial_cache: Its trials as Optuna hands them out, if anybody asked for them.
+        digests: Its trials for samplers and pruners.
+        trials: Its trials as Optuna returns them, if a caller has asked for them.
     """
 
     name: str
-    digest_cache: DigestCache
-    trial_cache: TrialCache
+    digests: DigestCache
+    trials: TrialCache
 
 
 class TrialStore(StudyStore):
-    """What Optuna's storage does to trials; safe for a process's threads.
+    """Creates, writes and reads trials without leases; safe for a process's threads.
 
     Args:
-        link: The database.
+        connection: The database.
     """
 
-    def __init__(self, link: SharedConnection) -> None:
-        super().__init__(link)
+    def __init__(self, connection: SharedConnection) -> None:
+        super().__init__(connection)
         self._lock = threading.RLock()
-        self._studies: dict[int, Known] = {}
+        self._caches: dict[int, StudyCache] = {}
         self._new: dict[int, FrozenTrial] = {}
         self._study_of: dict[int, int] = {}
 
     @property
     def _own(self) -> Collection[int]:
-        """Trials that this process alone writes, and knows without reading."""
+        """Ids of trials that only this process writes, and knows without reading."""
         return ()
 
     def remove_session(self) -> None:
-        self._link.rest()
+        self._connection.rest()
 
-    # Studies and what is known of them
+    # Studies and their caches
 
     def delete_study(self, study_id: int) -> None:
         super().delete_study(study_id)
         with self._lock:
-            self._studies.pop(study_id, None)
+            self._caches.pop(study_id, None)
 
-    def _facts(self, study_id: int) -> tuple[str, list[StudyDirection]]:
-        known = self._known(study_id)
-        return known.name, list(known.digest_cache.directions)
+    def _name_and_directions(self, study_id: int) -> tuple[str, list[StudyDirection]]:
+        cache = self._cache(study_id)
+        return cache.name, list(cache.digests.directions)
 
-    def _known(self, study_id: int) -> Known:
+    def _cache(self, study_id: int) -> StudyCache:
         with self._lock:
-            known = self._studies.get(study_id)
-            if known is None:
-                name, directions = super()._facts(study_id)
-                known = self._studies[study_id] = Known(
-                    name, DigestCache(directions), TrialCache()
-                )
-            return known
+            cache = self._caches.get(study_id)
+            if cache is None:
+                name, directions = super()._name_and_directions(study_id)
+                cache = StudyCache(name, DigestCache(directions), TrialCache())
+                self._caches[study_id] = cache
+            return cache
 
     def _trial_cache(self, study_id: int, *, running: bool) -> TrialCache:
-        """The whole trials of a study, brought up to the present."""
+        """The whole trials of a study, brought up to date."""
         with self._lock:
-            trial_cache = self._known(study_id).trial_cache
-            if not news.read(self._link, study_id, trial_cache, self._own, running=running):
-                self._studies.pop(study_id, None)
+            cache = self._cache(study_id).trials
+            if not news.read_trials(self._connection, study_id, cache, self._own, running=running):
+                self._caches.pop(study_id, None)
                 raise no_study(study_id)
-            return trial_cache
+            return cache
 
     def digest_cache(
-        self, study_id: int, *, running: bool = False, look: bool = True
+        self, study_id: int, *, running: bool = False, read: bool = True
     ) -> DigestCache:
-        """What samplers and pruners want to know of a study; to be read, not altered.
+        """A study's digests, for samplers and pruners; not to be altered.
 
         Args:
             study_id: Optuna's id of the study.
-            running: Whether the parameters of running trials are wanted too.
-            look: Whether it must be the database's present; else what was learnt before will do.
+            running: Whether the parameters of running trials are needed too.
+            read: Whether to bring the digests up to date; else those read before will do.
 
         Raises:
             KeyError: There is no such study.
         """
         with self._lock:
-            digest_cache = self._known(study_id).digest_cache
-            known = digest_cache.position.since if running else digest_cache.position.looked
-            if (look or not known) and not news.learn(
-                self._link, study_id, digest_cache, running=running
+            cache = self._cache(study_id).digests
+            has_read = cache.position.since if running else cache.position.has_read
+            if (read or not has_read) and not news.read_digests(
+                self._connection, study_id, cache, running=running
             ):
-                self._studies.pop(study_id, None)
+                self._caches.pop(study_id, None)
                 raise no_study(study_id)
-            return digest_cache
+            return cache
 
     # Writing trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        given = {"p_study": study_id}
+        arguments = {"p_study": study_id}
         if template_trial is not None:
-            given |= rows.columns([template_trial])
-        number, (trial_id,), began = self._create(given)
+            arguments |= rows.columns([template_trial])
+        number, (trial_id,), began = self._create(arguments)
         with self._lock:
             self._study_of[trial_id] = study_id
             if template_trial is None:
@@ -149,7 +148,7 @@ class TrialStore(StudyStore):
 
         Raises:
             KeyError: There is no such study.
-            ValueError: A trial contradicts itself; nothing of its portion is created.
+            ValueError: A trial contradicts itself; no trial of its portion is created.
         """
         ids: list[int] = []
         for start in range(0, len(trials), CHUNK):
@@ -159,10 +158,10 @@ class TrialStore(StudyStore):
             ids += self._create({"p_study": study_id, **rows.columns(portion)})[1]
         return ids
 
-    def _create(self, given: dict[str, Any]) -> Any:
-        answer = self._link.ask_once(call("create", given), given)
+    def _create(self, arguments: dict[str, Any]) -> Any:
+        answer = self._connection.ask_once(call("create", arguments), arguments)
         if answer is None:
-            raise no_study(given["p_study"])
+            raise no_study(arguments["p_study"])
         return json.loads(answer)
 
     def set_trial_param(
@@ -177,9 +176,9 @@ class TrialStore(StudyStore):
 
     def _check_compatible(self, trial_id: int, name: str, distribution: BaseDistribution) -> None:
         study_id = self._study(trial_id)
-        known = self._known(study_id).digest_cache.distributions if study_id is not None else {}
+        known = self._cache(study_id).digests.distributions if study_id is not None else {}
         if name not in known:
-            text = self._link.ask(DISTRIBUTION, {"trial_id": trial_id, "name": name})
+            text = self._connection.ask(DISTRIBUTION, {"trial_id": trial_id, "name": name})
             known[name] = distribution if text is None else rows.distribution(text)
         try:
             check_distribution_compatibility(known[name], distribution)
@@ -200,25 +199,27 @@ class TrialStore(StudyStore):
 
     def _write(self, trial_id: int, batch: Batch) -> None:
         self._new.pop(trial_id, None)
-        given = {"p_trial": trial_id, "p_token": None, **batch.arguments()}
-        self._heed(self._link.ask_json(call("write", given), given)[0], trial_id)
+        arguments = {"p_trial": trial_id, "p_token": None, **batch.arguments()}
+        self._raise_for(
+            self._connection.ask_json(call("write_trial", arguments), arguments)[0], trial_id
+        )
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         if state == TrialState.RUNNING:
-            verdict = self._link.ask(BEGIN_WAITING, {"p_trial": trial_id})
+            verdict = self._connection.ask(BEGIN_WAITING, {"p_trial": trial_id})
         else:
             self._new.pop(trial_id, None)
-            given: dict[str, Any] = {"p_trial": trial_id, "p_state": state.name}
+            arguments: dict[str, Any] = {"p_trial": trial_id, "p_state": state.name}
             if values is not None:
-                given["p_values"], given["p_value_kinds"] = rows.stored_all(values)
-            verdict = self._link.ask_json(call("finish", given), given)[0]
-        self._heed(verdict, trial_id)
+                arguments["p_values"], arguments["p_value_kinds"] = rows.stored_all(values)
+            verdict = self._connection.ask_json(call("finish", arguments), arguments)[0]
+        self._raise_for(verdict, trial_id)
         return bool(verdict == "ok")
 
-    def _heed(self, verdict: str, trial_id: int) -> None:
-        """Raise what a statement's verdict calls for."""
+    def _raise_for(self, verdict: str, trial_id: int) -> None:
+        """Raise the error of a verdict that is not "ok"."""
         if verdict == "missing":
             raise no_trial(trial_id)
         if verdict == "finished":
@@ -234,25 +235,25 @@ class TrialStore(StudyStore):
             new = self._new.pop(trial_id, None)
             if new is not None:
                 return new
-            for study in self._studies.values():
-                known = study.trial_cache.get(trial_id)
+            for cache in self._caches.values():
+                known = cache.trials.get(trial_id)
                 if known is not None and known.state.is_finished():
                     return known
         return self._read(trial_id)
 
     def _read(self, trial_id: int) -> FrozenTrial:
-        answer = self._link.ask_json(DOCUMENT, {"trial_id": trial_id})
+        answer = self._connection.ask_json(DOCUMENT, {"trial_id": trial_id})
         for trial in rows.documents(answer):
             return trial
         raise no_trial(trial_id)
 
     def _study(self, trial_id: int) -> int | None:
-        """The study of a trial, if this process has met it."""
+        """The study of a trial, if this process has seen the trial."""
         with self._lock:
             if trial_id in self._study_of:
                 return self._study_of[trial_id]
-            for study_id, study in self._studies.items():
-                if study.trial_cache.get(trial_id) is not None:
+            for study_id, cache in self._caches.items():
+                if cache.trials.get(trial_id) is not None:
                     return study_id
         return None
 
@@ -263,8 +264,8 @@ class TrialStore(StudyStore):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         with self._lock:
-            trial_cache = self._trial_cache(study_id, running=not only_finished(states))
-            trials = trial_cache.trials(states)
+            cache = self._trial_cache(study_id, running=not only_finished(states))
+            trials = cache.trials(states)
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_n_trials(
@@ -277,23 +278,23 @@ class TrialStore(StudyStore):
             return sum(digest.state in states for digest in self.digest_cache(study_id).finished)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        digest_cache = self.digest_cache(study_id)
-        if len(digest_cache.directions) > 1:
+        digests = self.digest_cache(study_id)
+        if len(digests.directions) > 1:
             raise RuntimeError("a study of several objectives has no single best trial")
-        if digest_cache.best is None:
+        if digests.best is None:
             raise ValueError("no trial is complete yet")
-        best = self.get_trial(digest_cache.best.trial_id)
+        best = self.get_trial(digests.best.trial_id)
         with self._lock:
-            self._known(study_id).trial_cache.put(best)
+            self._cache(study_id).trials.put(best)
         return best
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        trial_id = self._link.ask(ID, {"study_id": study_id, "number": trial_number})
+        trial_id = self._connection.ask(ID, {"study_id": study_id, "number": trial_number})
         if trial_id is None:
             raise KeyError(f"study {study_id} has no trial with the number {trial_number}")
         return int(trial_id)
 
 
 def no_trial(trial_id: int) -> KeyError:
-    """What Optuna wants to be raised for a trial that does not exist."""
+    """The error that Optuna's storages raise for a trial that does not exist."""
     return KeyError(f"there is no trial with the id {trial_id}")

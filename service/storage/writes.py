@@ -1,4 +1,4 @@
-"""Writes: what is written to one trial together, and the statements that write it."""
+"""Writes: what one statement writes to a trial, and the text of such statements."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CASTS = {
     "p_system_of": "int[]",
     "p_step_of": "int[]",
     "p_known": "int[]",
-    "p_shapes": "bigint[]",
+    "p_spaces": "bigint[]",
 }
 
 
 @dataclass
 class Batch:
-    """Parameters, attributes and reports of one trial that go in one statement."""
+    """Parameters, attributes and reports of one trial, written by one statement."""
 
     params: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)
     user: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Batch:
         return bool(self.params or self.user or self.system or self.steps)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the functions in schema "service" that write it."""
+        """Arguments of the SQL functions that write the batch; empty parts are left out."""
         found: dict[str, Any] = {}
         if self.params:
             found["p_names"] = list(self.params)
@@ -69,7 +69,7 @@ class Batch:
 
 
 def call(function: str, arguments: dict[str, Any]) -> str:
-    """The statement that calls a function of schema "service" with these arguments by name."""
+    """The statement that calls a function of the schema "service" with arguments by name."""
     listed = ", ".join(
         f"{name} => %({name})s" + (f"::{CASTS[name]}" if name in CASTS else "")
         for name in arguments

@@ -274,7 +274,7 @@ class Worker:
     def _trial(self, lease: Lease, files: TrialCheckpoints) -> Trial:
         saved = files.load() if lease.taken_over else None
         if lease.taken_over:
-            self._storage.forget(lease, step=saved.epoch + 1 if saved else 0)
+            self._storage.delete_reports(lease, step=saved.epoch + 1 if saved else 0)
             where = f"after epoch {saved.epoch}" if saved else "from the beginning"
             log.info("trial %d: taken over %s, attempt %d", lease.number, where, lease.attempt)
         study = self._optuna_study(lease.number)
@@ -352,7 +352,7 @@ class Worker:
     def _record(self, trial: Trial, outcome: Outcome) -> None:
         study = trial.study
         trial.settle()
-        self._storage.outcome(outcome.cause, outcome.detail)
+        self._storage.set_cause(outcome.cause, outcome.detail)
         study.tell(trial, outcome.value, outcome.state)
         log.info("trial %d: %s", trial.number, self._line(trial, outcome))
         if study._stop_flag:

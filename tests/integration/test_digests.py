@@ -7,8 +7,7 @@ import random
 
 import optuna
 import pytest
-from alembic import command
-from alembic.config import Config
+from databases import execute
 from digested import check_digests
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import RDBStorage
@@ -120,7 +119,7 @@ def test_a_trial_that_is_continued_keeps_its_place(hall: Hall, study: Study) -> 
     assert [*reader.digest_cache(study.study_id, running=True).running] == [lease.trial_id]
     successor, taken = claim(hall, study)
     assert taken.trial_id == lease.trial_id
-    successor.forget(taken, 0)
+    successor.delete_reports(taken, 0)
     successor.set_trial_intermediate_value(lease.trial_id, 0, 2.0)
     assert [*reader.digest_cache(study.study_id, running=True).running] == [lease.trial_id]
     successor.finish(taken, TrialState.PRUNED)
@@ -144,12 +143,8 @@ def test_studies_from_before_there_were_digests_are_read_as_well(
 ) -> None:
     study = optuna.create_study(storage=StudyStorage(engine), study_name="old")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
-    config = Config()
-    config.set_main_option("script_location", str(schema._package("migrations")))
-    with engine.connect() as connection, connection.begin():
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0003")
-        connection.execute(text("SELECT service.news(1, -1, '{}', 0, 'params', 10)"))
+    execute(database_url, "DROP TABLE service.digests, service.versions")
+    execute(database_url, "UPDATE service.alembic_version SET version_num = '0003'")
     schema.upgrade(database_url)
     assert kept(engine) == {}
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)

@@ -90,7 +90,7 @@ def test_writes_with_an_old_token_are_refused(hall: Hall, study: Study) -> None:
     with pytest.raises(StaleLease):
         storage.set_trial_state_values(old.trial_id, TrialState.COMPLETE, [1.0])
     with pytest.raises(StaleLease):
-        storage.forget(old)
+        storage.delete_reports(old)
     with pytest.raises(StaleLease):
         leases.renew(hall.engine, old, LONG)
     with pytest.raises(StaleLease):
@@ -203,7 +203,7 @@ def test_five_failures_in_a_row_stop_the_study(
         if good and index == 3:
             storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [1.0])
             continue
-        storage.outcome("error", "ValueError: no such layer")
+        storage.set_cause("error", "ValueError: no such layer")
         storage.set_trial_state_values(lease.trial_id, TrialState.FAIL)
     progress = study.progress()
     assert (progress.state == "stopped") is stops

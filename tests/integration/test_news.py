@@ -155,7 +155,7 @@ def test_a_take_over_and_what_it_deletes_are_seen(hall: Hall, study: Study) -> N
     assert len(taken.trial.intermediate_values) == 3
     successor = StudyStorage(hall.engine)
     successor.hold(taken)
-    successor.forget(taken, step=1)
+    successor.delete_reports(taken, step=1)
     assert seen(reader, study.study_id)[0].intermediate_values == {0: 1.0}
 
 
@@ -171,10 +171,10 @@ def test_standing_trials_are_not_read_again(
     ]
     ids = writer.add_trials(study_id, templates)
     assert len(seen(reader, study_id)) == 400
-    assert news_of(reader, study_id) == []
+    assert new_documents(reader, study_id) == []
     writer.set_trial_intermediate_value(ids[7], 1, 2.0)
     assert writer.set_trial_state_values(ids[300], TrialState.RUNNING)
-    assert sorted(document[0] for document in news_of(reader, study_id)) == [ids[7], ids[300]]
+    assert sorted(document[0] for document in new_documents(reader, study_id)) == [ids[7], ids[300]]
 
 
 def test_what_a_shallow_look_passes_over_a_deeper_one_finds(
@@ -190,7 +190,7 @@ def test_what_a_shallow_look_passes_over_a_deeper_one_finds(
     running = reader.digest_cache(study_id, running=True).running
     assert {trial_id: digest.params for trial_id, digest in running.items()} == {first: [0.5]}
     writer.set_trial_intermediate_value(first, 1, 2.0)
-    assert learnt_by(reader, study_id) == []
+    assert new_digests(reader, study_id) == []
     assert seen(reader, study_id)[0].intermediate_values == {0: 1.0, 1: 2.0}
 
 
@@ -213,28 +213,32 @@ def test_a_connection_plans_anew_as_the_tables_grow(
 
 def values_touched(storage: StudyStorage) -> int:
     """How many index entries of trial_values this storage's connection has read so far."""
-    storage._link.ask("SELECT pg_stat_force_next_flush()")
+    storage._connection.ask("SELECT pg_stat_force_next_flush()")
     return int(
-        storage._link.ask(
+        storage._connection.ask(
             "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'trial_values'"
         )
     )
 
 
-def news_of(reader: StudyStorage, study_id: int) -> list[list[Any]]:
+def new_documents(reader: StudyStorage, study_id: int) -> list[list[Any]]:
     """The documents that the next look at whole trials would bring, without looking."""
-    position = reader._studies[study_id].history.position
-    asked = {"p_study": study_id, **position.question(), "p_since": position.since}
-    documents = reader._link.ask_json(news.NEWS, asked | {"p_depth": "all", "p_limit": 2000})[-1]
+    position = reader._caches[study_id].trials.position
+    asked = {"p_study": study_id, **position.arguments(), "p_since": position.since}
+    documents = reader._connection.ask_json(
+        news.READ_TRIALS, asked | {"p_running": True, "p_limit": 2000}
+    )[-1]
     return [] if documents is None else documents[1]
 
 
-def learnt_by(reader: StudyStorage, study_id: int) -> list[list[Any]]:
+def new_digests(reader: StudyStorage, study_id: int) -> list[list[Any]]:
     """The digests that the next look would bring, without looking."""
-    digest_cache = reader._studies[study_id].digest_cache
-    asked = news.question(study_id, digest_cache) | {"p_since": digest_cache.position.since}
-    digests: list[list[Any]] = reader._link.ask_json(
-        news.LEARN, asked | {"p_running": True, "p_limit": 2000}
+    digest_cache = reader._caches[study_id].digests
+    asked = news.digest_arguments(study_id, digest_cache) | {
+        "p_since": digest_cache.position.since
+    }
+    digests: list[list[Any]] = reader._connection.ask_json(
+        news.READ_DIGESTS, asked | {"p_running": True, "p_limit": 2000}
     )[-1]
     return digests
 

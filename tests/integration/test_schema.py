@@ -64,11 +64,11 @@ def everything(url: str) -> list[Any]:
 def test_the_names_of_the_migrations_are_their_revisions() -> None:
     scripts = ScriptDirectory(str(schema._package("migrations")))
     assert schema.head().service == scripts.get_current_head()
-    assert schema._ladder("migrations") == sorted(s.revision for s in scripts.walk_revisions())
+    assert schema._revisions("migrations") == sorted(s.revision for s in scripts.walk_revisions())
 
 
 def test_eight_processes_upgrade_an_empty_database_at_once(empty_database_url: str) -> None:
-    program = "import sys; from service import schema; schema.upgrade(sys.argv[1])"
+    program = "import sys; from service.database import schema; schema.upgrade(sys.argv[1])"
     command = [sys.executable, "-c", program, empty_database_url]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]

@@ -79,7 +79,7 @@ def test_a_trial_takes_two_statements_its_reports_and_the_news(
         run(storage, optuna_study, claim(hall, study), 2)
     with statements(hall.engine) as sent:
         run(storage, optuna_study, claim(hall, study), 10)
-    read = ("SELECT service.news", "SELECT service.learn")
+    read = ("SELECT service.read_trials", "SELECT service.read_digests")
     own = [statement for statement in sent if not any(asked in statement for asked in read)]
     assert len(own) == 1 + 10 + 1, own
     assert len(sent) - len(own) <= news
@@ -93,7 +93,7 @@ def test_parameters_wait_for_the_first_report_and_go_with_it(hall: Hall, study: 
         storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
         storage.set_trial_param(lease.trial_id, "y", 0.5, UNIT)
         assert storage.get_trial(lease.trial_id).params == {"x": 0.25, "y": 0.5}
-    assert [statement for statement in sent if "service.write" in statement] == []
+    assert [statement for statement in sent if "service.write_trial" in statement] == []
     with statements(hall.engine) as sent:
         storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
     assert len(sent) == 1
@@ -149,7 +149,7 @@ def test_what_is_kept_of_a_held_trial_equals_what_is_stored(hall: Hall, study: S
     for step, value in enumerate((1.0, float("inf"), float("-inf"))):
         storage.set_trial_intermediate_value(lease.trial_id, step, value)
     assert storage.get_trial(lease.trial_id) == StudyStorage(hall.engine).get_trial(lease.trial_id)
-    storage.forget(lease, step=1)
+    storage.delete_reports(lease, step=1)
     assert storage.get_trial(lease.trial_id) == StudyStorage(hall.engine).get_trial(lease.trial_id)
     storage.finish(lease, TrialState.COMPLETE, [2.0], attrs={"epoch": 7})
     assert storage.get_trial(lease.trial_id) == StudyStorage(hall.engine).get_trial(lease.trial_id)

@@ -50,7 +50,7 @@ def renew(lease, ended):
             leases.renew(hall.engine, lease, SECONDS)
 def run(lease):
     if lease.taken_over:
-        storage.forget(lease)
+        storage.delete_reports(lease)
     study.sampler = tpe.TPESampler(seed=lease.number)
     study._thread_local.cached_all_trials = None
     trial = optuna.Trial(study, lease.trial_id)

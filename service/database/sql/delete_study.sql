@@ -1,0 +1,31 @@
+-- Delete a study and all its rows, Optuna's and ours, one statement for each table.
+CREATE OR REPLACE FUNCTION service.delete_study(p_study int)
+RETURNS boolean LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+  ids int[];
+BEGIN
+  PERFORM FROM studies WHERE study_id = p_study FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  ids := ARRAY(SELECT trial_id FROM trials WHERE study_id = p_study FOR UPDATE);
+  DELETE FROM trial_values WHERE trial_id = ANY (ids);
+  DELETE FROM trial_params WHERE trial_id = ANY (ids);
+  DELETE FROM trial_intermediate_values WHERE trial_id = ANY (ids);
+  DELETE FROM trial_user_attributes WHERE trial_id = ANY (ids);
+  DELETE FROM trial_system_attributes WHERE trial_id = ANY (ids);
+  DELETE FROM trial_heartbeats WHERE trial_id = ANY (ids);
+  DELETE FROM trials WHERE study_id = p_study;
+  DELETE FROM study_directions WHERE study_id = p_study;
+  DELETE FROM study_user_attributes WHERE study_id = p_study;
+  DELETE FROM study_system_attributes WHERE study_id = p_study;
+  DELETE FROM studies WHERE study_id = p_study;
+  DELETE FROM service.digests WHERE trial_id = ANY (ids);
+  DELETE FROM service.leases WHERE study_id = p_study;
+  DELETE FROM service.attempts WHERE study_id = p_study;
+  DELETE FROM service.workers WHERE study_id = p_study;
+  DELETE FROM service.studies WHERE study_id = p_study;
+  RETURN true;
+END $$;

@@ -1,0 +1,6 @@
+-- Now make_digests.
+CREATE OR REPLACE FUNCTION service.digested(p_trials int[])
+RETURNS TABLE (trial_id int, finished boolean, shape bigint, digest text)
+LANGUAGE sql STABLE AS $$
+  SELECT * FROM service.make_digests(p_trials);
+$$;

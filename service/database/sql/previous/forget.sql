@@ -1,0 +1,5 @@
+-- Now delete_reports.
+CREATE OR REPLACE FUNCTION service.forget(p_trial int, p_token bigint, p_step int)
+RETURNS text LANGUAGE sql AS $$
+  SELECT service.delete_reports(p_trial, p_token, p_step);
+$$;
