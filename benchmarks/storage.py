@@ -45,6 +45,7 @@ from service import Hall, Settings, Spec, database
 from service.database import embedded, schema
 from service.database.models import StudyRow
 from service.sampling import pruners, tpe
+from service.settings import normalize_url
 from service.storage import leases
 from service.storage.storage import StudyStorage
 
@@ -205,7 +206,7 @@ def drawn(chance: random.Random, of: BaseDistribution) -> Any:
 def make(server_url: str, name: str, trials: int, stock: bool) -> str:
     """A database with a study of so many finished trials; a stock one has nothing of ours."""
     execute(server_url, f'CREATE DATABASE "{name}"')
-    url = database.normalize_url(server_url).set(database=name)
+    url = normalize_url(server_url).set(database=name)
     text = url.render_as_string(hide_password=False)
     schema.upgrade(text)
     engine = database.create_engine(text)
@@ -227,7 +228,7 @@ def make(server_url: str, name: str, trials: int, stock: bool) -> str:
 
 def execute(url: str, statement: str) -> None:
     """One statement outside of any transaction."""
-    parsed = database.normalize_url(url)
+    parsed = normalize_url(url)
     connection = psycopg2.connect(
         parsed.set(drivername="postgresql").render_as_string(hide_password=False)
     )

@@ -26,8 +26,10 @@ RECORD = text(
     """-- Note what is installed now, unless the newest row says so already.
     INSERT INTO service.versions (revision, functions)
     SELECT version_num, :functions FROM service.alembic_version
-     WHERE (version_num, :functions) IS DISTINCT FROM (
-       SELECT (revision, functions) FROM service.versions ORDER BY version_id DESC LIMIT 1)"""
+     WHERE NOT EXISTS (
+       SELECT FROM service.versions
+        WHERE version_id = (SELECT max(version_id) FROM service.versions)
+          AND revision = version_num AND functions = :functions)"""
 )
 
 

@@ -174,7 +174,10 @@ def test_standing_trials_are_not_read_again(
     assert new_documents(reader, study_id) == []
     writer.set_trial_intermediate_value(ids[7], 1, 2.0)
     assert writer.set_trial_state_values(ids[300], TrialState.RUNNING)
-    assert sorted(document[0] for document in new_documents(reader, study_id)) == [ids[7], ids[300]]
+    assert sorted(document[0] for document in new_documents(reader, study_id)) == [
+        ids[7],
+        ids[300],
+    ]
 
 
 def test_what_a_shallow_look_passes_over_a_deeper_one_finds(

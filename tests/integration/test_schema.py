@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from migrations.scope import SCOPE
 from service import database
-from service.database import schema
+from service.database import functions, indexes, schema
 from service.database.models import SCHEMA, Base
 from service.database.schema import Revisions
 from service.errors import DatabaseError, SchemaOutOfDate
@@ -227,3 +229,140 @@ def test_a_database_that_does_not_exist_is_named(database_url: str) -> None:
     url = sqlalchemy.make_url(database_url).set(database="nowhere")
     with pytest.raises(DatabaseError, match='"nowhere" does not exist: create the database'):
         schema.current(database.create_engine(url))
+
+
+FUNCTIONS = sqlalchemy.text(
+    """SELECT proname, count(*) AS signatures FROM pg_proc
+        WHERE pronamespace = 'service'::regnamespace GROUP BY proname"""
+)
+
+
+def test_each_file_is_one_function_of_its_name_with_a_comment_on_top(engine: Engine) -> None:
+    with engine.connect() as connection:
+        found = {row.proname: row.signatures for row in connection.execute(FUNCTIONS)}
+    assert found == dict.fromkeys(functions.texts(), 1)
+    assert all(text.startswith("-- ") for text in functions.texts().values())
+
+
+def test_the_text_that_runs_is_the_text_of_the_file(engine: Engine) -> None:
+    body = sqlalchemy.text("SELECT prosrc FROM pg_proc WHERE oid = CAST(:name AS regproc)")
+    with engine.connect() as connection:
+        for name, text in functions.texts().items():
+            source = connection.execute(body, {"name": f"service.{name}"}).scalar_one()
+            assert source in text
+
+
+def test_the_package_contains_the_functions() -> None:
+    with open(schema._package("service").parent / "pyproject.toml", "rb") as file:
+        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["service"]
+    packaged = {path for pattern in patterns for path in schema._package("service").glob(pattern)}
+    assert packaged >= {*functions.FOLDER.rglob("*.sql")}
+
+
+def test_changed_functions_are_installed_and_obsolete_ones_dropped(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = "CREATE OR REPLACE FUNCTION service.added() RETURNS int LANGUAGE sql AS $$ SELECT 1 $$"
+    newer = {name: text for name, text in functions.texts().items() if name != "forget"}
+    with monkeypatch.context() as patch:
+        patch.setattr(functions, "texts", lambda: newer | {"added": added})
+        patch.setattr(functions, "digest", lambda: "newer")
+        with pytest.raises(SchemaOutOfDate, match=r"is out of date .*run `studyhall db upgrade`"):
+            schema.check(engine)
+        schema.upgrade(database_url)
+        schema.check(engine)
+    with engine.connect() as connection:
+        found = {row.proname for row in connection.execute(FUNCTIONS)}
+    assert "added" in found and "forget" not in found
+
+
+def upgrade_to(version: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upgrade as an installation would whose functions differ from ours."""
+    with monkeypatch.context() as patch:
+        patch.setattr(functions, "digest", lambda: version)
+        schema.upgrade(url)
+
+
+def test_the_previous_version_works_with_an_upgraded_database_and_the_one_before_does_not(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_to("newer", database_url, monkeypatch)
+    schema.check(engine)
+    schema.ensure(engine)
+    upgrade_to("newest", database_url, monkeypatch)
+    for refuse in (schema.check, schema.ensure, schema.upgrade):
+        with pytest.raises(SchemaOutOfDate, match="upgraded by a newer studyhall"):
+            refuse(engine)
+
+
+def test_an_older_installation_does_not_bring_its_functions_back(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_to("newer", database_url, monkeypatch)
+    before = schema.current(engine)
+    with pytest.raises(SchemaOutOfDate, match="upgraded by a newer studyhall"):
+        schema.upgrade(database_url)
+    assert schema.current(engine) == before
+
+
+def test_an_upgrade_that_was_interrupted_leaves_no_invalid_index(
+    engine: Engine, database_url: str
+) -> None:
+    name = "studyhall_trials_by_study"
+    execute(
+        database_url,
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass",
+    )
+    execute(database_url, "DROP INDEX studyhall_trial_values_ranked")
+    schema.upgrade(database_url)
+    with engine.connect() as connection:
+        rows = connection.execute(indexes.VALID, {"names": [*indexes.INDEXES]})
+        assert {row.relname: row.indisvalid for row in rows} == dict.fromkeys(
+            indexes.INDEXES, True
+        )
+
+
+def test_an_upgrade_does_not_block_those_who_write_to_optunas_tables(
+    empty_database_url: str,
+) -> None:
+    stock = RDBStorage(empty_database_url)
+    study = optuna.create_study(storage=stock)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    with connected(empty_database_url) as writer:
+        # A transaction that has written and stays open: CREATE INDEX would wait for it, and every
+        # other writer would wait for CREATE INDEX.
+        writer.execute(sqlalchemy.text("UPDATE trials SET number = number WHERE trial_id = 1"))
+        upgrading = threading.Thread(target=schema.upgrade, args=(empty_database_url,))
+        upgrading.start()
+        with connected(empty_database_url) as other:
+            waiting = sqlalchemy.text(
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' "
+                "AND wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            while not other.execute(waiting).scalar_one():
+                assert upgrading.is_alive()
+                other.rollback()
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+        assert upgrading.is_alive()
+        writer.commit()
+        upgrading.join(60)
+    schema.check(stock.engine)
+    stock.engine.dispose()
+
+
+def test_a_migration_that_waits_for_a_table_lets_others_pass_and_tries_again(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT", "200ms")
+    execute(database_url, "UPDATE service.alembic_version SET version_num = '0004'")
+    execute(database_url, "DROP TABLE service.versions")
+    with connected(database_url) as holder:
+        holder.execute(sqlalchemy.text("LOCK TABLE service.alembic_version IN SHARE MODE"))
+        upgrading = threading.Thread(target=schema.upgrade, args=(database_url,))
+        upgrading.start()
+        upgrading.join(1.0)
+        assert upgrading.is_alive()
+        assert schema.current(engine).service == "0004"
+        holder.rollback()
+        upgrading.join(60)
+    schema.check(engine)

@@ -27,6 +27,7 @@ from sqlalchemy.engine import Engine
 
 from service import Budget, Hall, Spec, database
 from service.database.connection import SharedConnection
+from service.settings import normalize_url
 from service.storage.storage import StudyStorage
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +143,7 @@ def limited_url(database_url: str) -> Iterator[str]:
     """A URL of a role that may have one connection only."""
     role = f"studyhall_test_{os.getpid()}"
     execute(database_url, f"CREATE ROLE {role} LOGIN PASSWORD '{role}' CONNECTION LIMIT 1")
-    url = database.normalize_url(database_url).set(username=role, password=role)
+    url = normalize_url(database_url).set(username=role, password=role)
     yield url.render_as_string(hide_password=False)
     execute(database_url, f"DROP ROLE {role}")
 
