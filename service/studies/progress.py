@@ -210,13 +210,13 @@ class ProgressReader:
     Args:
         study_id: Optuna's id of the study.
         name: The study's name.
-        maximize: Whether high values are good.
+        maximize: Whether high values are good; also an attribute.
     """
 
     def __init__(self, study_id: int, name: str, maximize: bool) -> None:
         self._study_id = study_id
         self._name = name
-        self._maximize = maximize
+        self.maximize = maximize
         self._counts = Counts()
         self._lock = threading.Lock()
 
@@ -247,11 +247,11 @@ class ProgressReader:
             "after": counts.after,
             "unfinished": counts.unfinished,
         }
-        statement = text(PROGRESS.format(best=best(self._maximize)))
+        statement = text(PROGRESS.format(best=best(self.maximize)))
         row = connection.execute(statement, arguments).one_or_none()
         if row is None:
             raise UnknownStudy(f"study {self._name!r} has been deleted")
-        counts.add(row, self._maximize)
+        counts.add(row, self.maximize)
         return row
 
 

@@ -22,7 +22,7 @@ from service.sampling import factory
 from service.settings import Settings
 from service.storage.storage import StudyStorage
 from service.studies import progress, registry
-from service.studies.progress import Best, Progress
+from service.studies.progress import Best, Progress, ProgressReader
 from service.studies.spec import Budget, Spec, refuse_contradictions
 
 if TYPE_CHECKING:
@@ -248,6 +248,8 @@ class Study:
         self.name = name
         self.uid = uid
         self.spec = spec
+        self._reader = ProgressReader(study_id, name, maximize=spec.direction == "maximize")
+        self._last_best: Best | None = None
 
     def __repr__(self) -> str:
         return f"<Study {self.progress()}>"
@@ -265,23 +267,28 @@ class Study:
     def progress(self) -> Progress:
         """Counts, best trial, ETA and workers, whatever the study's size."""
         silence = max(self._hall.settings.lease_seconds, 5.0)
-        best = self.best
         with self._hall.engine.connect() as connection:
-            return progress.read(connection, self.study_id, self.name, silence, best)
+            standing = self._reader.read(connection, silence)
+        best = standing.counts.best
+        return progress.progress(self.name, standing, best and self._best(*best))
 
     @property
     def best(self) -> Best | None:
         """The best complete trial; None while there is none."""
-        order = "DESC" if self.spec.direction == "maximize" else "ASC"
+        statement = text(progress.best_of_study(self._reader.maximize))
         with self._hall.engine.connect() as connection:
-            row = connection.execute(
-                text(progress.BEST.format(order=order)), {"study_id": self.study_id}
-            ).one_or_none()
-        if row is None:
-            return None
-        trial = self.optuna._storage.get_trial(row.trial_id)
-        seed = factory.trial_seed(self.spec.seed, row.number)
-        return Best(row.number, row.value, trial.params, best_epoch(trial, self.spec), seed)
+            row = connection.execute(statement, {"study_id": self.study_id}).one_or_none()
+        return None if row is None else self._best(*row)
+
+    def _best(self, trial_id: int, number: int, value: float) -> Best:
+        known = self._last_best
+        if known is not None and (known.number, known.value) == (number, value):
+            return known
+        trial = self.optuna._storage.get_trial(trial_id)
+        seed = factory.trial_seed(self.spec.seed, number)
+        best = Best(number, value, trial.params, best_epoch(trial, self.spec), seed)
+        self._last_best = best
+        return best
 
     def checkpoints(self, number: int) -> str:
         """The folder of a trial's checkpoints in the artifact store."""
