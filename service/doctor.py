@@ -13,11 +13,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
-from service.artifacts.checkpoints import Store
+from service.artifacts.store import Store
 from service.errors import StudyhallError
 from service.settings import Settings
 from service.studies import registry
-from service.studies.study import Hall, Study
+from service.studies.hall import Hall
+from service.studies.study import Study
 
 INTERRUPTED = text(
     """-- Leases of unfinished trials that are over, or whose worker has been silent.

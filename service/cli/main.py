@@ -21,8 +21,9 @@ from service.errors import ConfigurationError, StudyhallError, WorkFailed
 from service.sampling import factory
 from service.settings import Settings
 from service.studies import registry
+from service.studies.hall import Hall, check_name
 from service.studies.spec import Budget, Spec
-from service.studies.study import Hall, Study, check_name
+from service.studies.study import Study
 from service.workers import devices
 from service.workers.devices import Device
 from service.workers.limits import Limits

@@ -26,8 +26,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
 from service.storage import leases
+from service.studies.hall import Hall
 from service.studies.progress import Progress
-from service.studies.study import Hall, Study
+from service.studies.study import Study
 from service.workers import presence
 from service.workers.devices import Device
 from service.workers.limits import NO_LIMITS, Limits

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import optuna
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from service.artifacts.checkpoints import Saved, TrialCheckpoints
+from service.artifacts.checkpoints import SavedState, TrialCheckpoints
 from service.sampling import factory
 
 
@@ -68,11 +68,11 @@ class Checkpoint:
         saved: The newest of them that is whole, if an earlier attempt left one.
     """
 
-    def __init__(self, files: TrialCheckpoints, saved: Saved | None) -> None:
+    def __init__(self, files: TrialCheckpoints, saved: SavedState | None) -> None:
         self._files = files
         self._saved = saved
 
-    def load(self) -> Saved | None:
+    def load(self) -> SavedState | None:
         """The state to go on from: ``epoch`` (the last one in it) and ``state`` (bytes)."""
         return self._saved
 

@@ -32,7 +32,8 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from service import database
-from service.artifacts.checkpoints import Store, TrialCheckpoints
+from service.artifacts.checkpoints import TrialCheckpoints
+from service.artifacts.store import Store
 from service.database.connection import SharedConnection
 from service.errors import (
     ConfigurationError,
@@ -46,8 +47,9 @@ from service.settings import Settings
 from service.storage import leases
 from service.storage.leases import Lease
 from service.storage.storage import StudyStorage
+from service.studies.hall import Hall
 from service.studies.registry import Objective
-from service.studies.study import Hall, Study
+from service.studies.study import Study
 from service.workers import devices, presence
 from service.workers.keeper import LeaseKeeper
 from service.workers.limits import NO_LIMITS, Limits

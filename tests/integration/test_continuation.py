@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from service import Budget, Hall, Spec, Study
-from service.artifacts.checkpoints import Store
+from service.artifacts.store import Store
 from service.storage import leases
 from service.workers.limits import NO_LIMITS, Limits
 from service.workers.worker import RECYCLE, Worker
