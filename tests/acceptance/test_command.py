@@ -8,10 +8,10 @@ from pathlib import Path
 
 import optuna
 import pytest
-from gpu import install
+from fake_nvidia_smi import install
 from shell import Shell, eventually
 
-from service.workers.devices import cores
+from service.workers.cores import usable_cores
 
 STATUS_KEYS = [
     "study",
@@ -122,14 +122,14 @@ def test_database_commands(shell: Shell) -> None:
         ("run stubs:quick --path /nowhere", 2, "does not exist"),
         ("run stubs:quick --study -dash", 2, "does not begin with a dash"),
         ("run stubs:quick --study=", 2, "a study cannot be called ''"),
-        ("run leaving:objective", 2, "cannot be imported: SystemExit: 5"),
+        ("run exits_at_import:objective", 2, "cannot be imported: SystemExit: 5"),
         ("run mnist-mlp --sampler tpee", 2, "known: tpe"),
         ("run stubs:quick --timeout soon", 2, "not a duration"),
         ("run stubs:quick --workers 0", 2, "--workers must be at least 1"),
         ("run stubs:quick --per-device 0", 2, "--per-device must be at least 1"),
         ("run stubs:quick --per-device some", 2, "neither a number nor auto"),
         ("run stubs:quick --workers 2 --per-device auto", 2, "exclude each other"),
-        ("run stubs:quick --devices gpu:0 --per-device auto", 2, "nvidia-smi does not tell"),
+        ("run stubs:quick --devices gpu:0 --per-device auto", 2, "nvidia-smi does not report"),
         ("run stubs:quick --devices tpu", 2, "--devices takes auto, cpu or gpu"),
         ("run stubs:with_data --direction minimize", 2, "direction is maximize"),
         ("run mnist-mlp --set epoch=3", 2, "epochs"),
@@ -218,17 +218,17 @@ def test_a_study_whose_trials_all_fail_ends_with_one(shell: Shell) -> None:
 def test_workers_join_a_gpu_once_the_first_trial_has_shown_what_it_takes(
     shell: Shell, tmp_path: Path
 ) -> None:
-    told, shell.environment["PATH"] = install(tmp_path)
+    memory, shell.environment["PATH"] = install(tmp_path)
     shell.environment["STUB_STEPS"] = "20"
     shell("create", "stubs:slow", "--study", "gpu", "--trials", "6")
     pool = shell.start("worker", "gpu", "--devices", "gpu:0", "--per-device", "auto")
     eventually(lambda: shell.progress("gpu").running == 1)
-    told.write_text("8000, 80000")
+    memory.write_text("8000, 80000")
     said, _ = pool.communicate(timeout=60)
     assert pool.returncode == 0, said
-    assert f"{min(9, cores())} workers fit on the devices here" in said
+    assert f"{min(9, usable_cores())} workers fit on the devices here" in said
     attempts = [
         a for row in shell.json("trials", "gpu", "--format", "json") for a in row["history"]
     ]
     assert {attempt["device"] for attempt in attempts} == {"gpu:0"}
-    assert len({attempt["worker"] for attempt in attempts}) == min(9, cores())
+    assert len({attempt["worker"] for attempt in attempts}) == min(9, usable_cores())

@@ -112,7 +112,7 @@ def test_an_objective_that_interrupts_itself_fails(hall: Hall) -> None:
 def test_the_wall_clock_ends_an_objective_that_never_asks(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.workers.worker.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("service.workers.stop_requests.RESPONSE_SECONDS", 0.2)
     study = hall.create("deaf", Spec("stubs:deaf"), Budget(None, timeout=1.0))
     began = time.monotonic()
     assert work(hall, study) == 0
@@ -188,7 +188,7 @@ def test_a_signal_releases_the_trial_at_once(
 def test_an_objective_that_listens_to_nothing_is_left_after_a_while(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.workers.worker.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("service.workers.stop_requests.RESPONSE_SECONDS", 0.5)
     study = new(hall, "deaf")
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     began = time.monotonic()
