@@ -114,9 +114,9 @@ study_options = options(
     option(
         "--trials",
         type=int,
-        help=f"Budget: trials of the whole study.  [default: {DEFAULT_TRIALS}; none with a timeout]",
+        help=f"Budget: trials of the study.  [default: {DEFAULT_TRIALS}; none with a timeout]",
     ),
-    option("--timeout", type=Duration(), help="Budget: wall-clock of the whole study, e.g. 2h."),
+    option("--timeout", type=Duration(), help="Budget: wall-clock of the study, e.g. 2h."),
     option(
         "--set",
         "settings",

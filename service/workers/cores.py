@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 
 def affinity() -> list[int]:
-    """The cores that this process may run on; none where the system does not say."""
+    """The cores that this process may run on; empty if the system cannot tell."""
     get = getattr(os, "sched_getaffinity", None)
     return sorted(get(0)) if get else []
 

@@ -27,7 +27,7 @@ log = logging.getLogger("studyhall")
 
 
 class LeaseKeeper(threading.Thread):
-    """Renews the lease three times in its length, for as long as the worker lives.
+    """Renews the lease three times in its length, until the worker ends.
 
     It survives every database error and tries again at the next renewal. If the lease has
     expired meanwhile, it is renewed unless another worker has taken the trial over.

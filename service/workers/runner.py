@@ -39,10 +39,10 @@ class TrialRunner:
 
     Args:
         study: The study.
-        hall: The database it lives in.
+        hall: The database of the study.
         objective: Its objective, configured.
         storage: The storage that writes the trial.
-        stop_requests: What may ask a trial to end.
+        stop_requests: What may end a running trial.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TrialRunner:
         Raises:
             StaleLease: Another worker has the trial now.
             DatabaseError: The database has been out of reach for too long.
-            ConfigurationError: The objective found its configuration to be wrong.
+            ConfigurationError: The objective reports a wrong configuration.
         """
         files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number))
         try:
@@ -118,7 +118,7 @@ class TrialRunner:
         """Call the objective and judge its end.
 
         Raises:
-            TrialInterrupted: The trial was asked to leave.
+            TrialInterrupted: The trial leaves and is continued later.
         """
         try:
             with self._stop_requests.objective_running(self._study.spec.trial_timeout):

@@ -1,4 +1,4 @@
-"""StopRequests: what asks a running trial to end."""
+"""StopRequests: signals, the study's stop and time limits, which end a running trial."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class StudyTimeout(optuna.TrialPruned):
 
 
 class StudyTimeoutAlarm(BaseException):
-    """The study's time is over, and the objective has not asked `should_prune` since."""
+    """The study's time is over, and the objective has not called `should_prune` since."""
 
 
 class StopRequests:
-    """Signals, the study's stop, and time limits, as the running trial asks for them.
+    """Signals, the study's stop, and time limits, which the running trial checks.
 
-    An objective that asks for none of them is ended by an alarm, `RESPONSE_SECONDS` after the
-    request: the alarm's handler raises an exception inside the objective.
+    An alarm ends an objective that does not check them within `RESPONSE_SECONDS`: its handler
+    raises an exception inside the objective.
 
     Args:
         connection: The connection of this process. After a signal its patience is one second.
@@ -66,7 +66,7 @@ class StopRequests:
 
     @property
     def leave_now(self) -> bool:
-        """Whether a signal asks the trial to leave at its next batch."""
+        """Whether a signal has arrived: the trial leaves at its next batch."""
         return self.signal is not None
 
     @property

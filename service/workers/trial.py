@@ -51,13 +51,13 @@ class Trial(optuna.Trial):
         study: The study, with the sampler of this trial.
         trial_id: Optuna's id of the trial, which this worker has leased.
         study_seed: The study's seed.
-        stop_requests: What may ask the trial to end.
+        stop_requests: What may end the trial.
         outage: Measures outages of the database.
         checkpoint: See Attributes.
 
     Attributes:
         checkpoint: `Checkpoint`: the training state of this trial.
-        interrupted: Whether the trial was asked to leave, and is to be continued later.
+        interrupted: Whether the trial leaves now and is continued later.
     """
 
     def __init__(
@@ -120,16 +120,16 @@ class Trial(optuna.Trial):
             del self._unwritten[step]
 
     def should_prune(self) -> bool:
-        """Optuna's ``should_prune``, which also ends a trial that is asked to stop.
+        """Optuna's ``should_prune``, which also ends a trial that must stop.
 
         Raises:
-            TrialInterrupted: The worker or the study was asked to stop.
+            TrialInterrupted: The worker or the study stops.
             StudyTimeout: The study's wall-clock is spent.
             TrialTimeout: The trial's own wall-clock is spent.
         """
         if self.should_stop() or self._stop_requests.leave_after_epoch:
             self.interrupted = True
-            raise TrialInterrupted(f"trial {self.number} was asked to stop")
+            raise TrialInterrupted(f"trial {self.number} is interrupted")
         if self._stop_requests.study_time_over:
             raise StudyTimeout(f"the study's time is over at trial {self.number}")
         if self._stop_requests.trial_time_over:

@@ -34,7 +34,7 @@ class Worker:
 
     Args:
         study: The study.
-        hall: The database it lives in.
+        hall: The database of the study.
         objective: Its objective, configured.
         name: A name that no other worker has.
         device: The device that it runs on.
@@ -75,7 +75,7 @@ class Worker:
 
         Raises:
             DatabaseError: The database is gone.
-            ConfigurationError: The objective found its configuration to be wrong.
+            ConfigurationError: The objective reports a wrong configuration.
         """
         trials = 0
         with self._stop_requests.handlers(), self._joined():

@@ -1,4 +1,4 @@
-"""Trials go on from their checkpoints; what cannot go on ends with its cause."""
+"""Continuation: trials go on from their checkpoints, or end with a cause."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_trial_out_of_memory_is_tried_once_more_alone_then_fails(
     hall: Hall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUB_MARKER", str(tmp_path / "marker"))
-    study = new(hall, "hungry", 3)
+    study = new(hall, "out_of_memory", 3)
     codes = []
     while study.progress().state != "finished":
         codes.append(work(hall, study, f"w{len(codes)}"))
@@ -135,7 +135,7 @@ def test_a_trial_out_of_memory_is_tried_once_more_alone_then_fails(
     assert (third["state"], third["attempts"]) == ("complete", 1)
 
 
-@pytest.mark.parametrize("objective", ["slow", "deaf"])
+@pytest.mark.parametrize("objective", ["slow", "unresponsive"])
 def test_a_trial_timeout_fails_the_trial_and_the_worker_goes_on(
     hall: Hall, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:

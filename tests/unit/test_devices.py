@@ -23,15 +23,15 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("eight_cores")
 def test_cpu_workers_share_the_threads() -> None:
     for workers, threads in ((3, 2), (None, 2), (20, 1), (1, 8)):
-        found = devices.one_per_worker("cpu", workers, 1)
-        assert {(device.name, device.threads) for device in found} == {("cpu", threads)}
-        assert len(found) == (workers or 4)
+        chosen = devices.one_per_worker("cpu", workers, 1)
+        assert {(device.name, device.threads) for device in chosen} == {("cpu", threads)}
+        assert len(chosen) == (workers or 4)
 
 
 @pytest.mark.usefixtures("eight_cores")
 def test_workers_that_take_all_cores_keep_to_their_own() -> None:
-    found = [device.cores for device in devices.one_per_worker("cpu", 4, 1)]
-    assert found == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    chosen = [device.cores for device in devices.one_per_worker("cpu", 4, 1)]
+    assert chosen == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
 
 @pytest.mark.usefixtures("eight_cores")
@@ -63,9 +63,9 @@ def test_a_bound_process_and_its_threads_keep_to_their_cores() -> None:
 
 def test_gpu_workers_are_dealt_to_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "usable_cores", lambda: 8)
-    found = devices.one_per_worker("gpu:0,2", None, 2)
-    assert [device.name for device in found] == ["gpu:0", "gpu:2", "gpu:0", "gpu:2"]
-    assert {device.threads for device in found} == {2}
+    chosen = devices.one_per_worker("gpu:0,2", None, 2)
+    assert [device.name for device in chosen] == ["gpu:0", "gpu:2", "gpu:0", "gpu:2"]
+    assert {device.threads for device in chosen} == {2}
 
 
 def test_auto_uses_the_gpus_of_cuda_visible_devices(monkeypatch: pytest.MonkeyPatch) -> None:
