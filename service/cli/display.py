@@ -113,7 +113,7 @@ def studies(rows: Iterable[Progress]) -> Table:
 
 
 def trials(records: list[dict[str, Any]]) -> Table:
-    """A table of trials; the cause of a failure stands with the last line of its traceback."""
+    """A table of trials; the cause of a failure with the headline of its traceback."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("number", "state", "value", "epoch", "time", "attempts"):
         table.add_column(column, no_wrap=True)
