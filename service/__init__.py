@@ -21,9 +21,10 @@ from service.errors import (
     WorkFailed,
 )
 from service.settings import Settings
+from service.studies.hall import Hall, connect, storage
 from service.studies.progress import Best, Progress
 from service.studies.spec import Budget, Spec
-from service.studies.study import Hall, Study, connect, storage
+from service.studies.study import Study
 
 __all__ = [
     "Best",

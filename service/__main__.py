@@ -13,37 +13,57 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
-from service.cli import main as cli
+from service.cli.console import err
+from service.cli.main import main as command
 from service.errors import StudyhallError
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    # Asked to stop before there is anything to stop; a pool sets handlers of its own.
+    # For a SIGTERM before a pool exists; the pool sets its own handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ExperimentalWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        cli.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.UsageError as error:
-        sys.exit(cli.misused(error))
+        sys.exit(print_usage_error(error))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except StudyhallError as error:
-        sys.exit(cli.fail(error))
+        sys.exit(print_error(error))
     except (SQLAlchemyError, StorageInternalError) as error:
-        sys.exit(cli.fail(database.failure(None, error)))
+        sys.exit(print_error(database.failure(None, error)))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        sys.exit(cli.fail(StudyhallError(f"{error.strerror or error}: {error.filename or ''}")))
+        message = f"{error.strerror or error}: {error.filename or ''}"
+        sys.exit(print_error(StudyhallError(message)))
+
+
+def print_error(error: StudyhallError) -> int:
+    """Print one line on stderr; return the exit code."""
+    err.print(f"studyhall: {error}", markup=False, soft_wrap=True)
+    return error.exit_code
+
+
+def print_usage_error(error: click.UsageError) -> int:
+    """Print on one line of stderr what is wrong with the arguments; return the exit code."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    path = error.ctx.command_path if error.ctx else "studyhall"
+    message = error.format_message().replace("\n", " ").rstrip(".")
+    line = f"studyhall: {message[:1].lower()}{message[1:]}; see {path} --help"
+    err.print(line, markup=False, soft_wrap=True)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -1,27 +1,26 @@
-"""Doctor: what is wrong with this machine, the database and its studies, and what mends it."""
+"""Doctor: what is wrong with this machine, the database and its studies, and how to cure it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
-from service.artifacts.checkpoints import Store
+from service.artifacts.store import Store
 from service.errors import StudyhallError
 from service.settings import Settings
-from service.studies import registry
-from service.studies.study import Hall, Study
+from service.studies.hall import Hall
+from service.studies.study import Study
 
 INTERRUPTED = text(
-    """-- Leases of unfinished trials that are over, or whose worker has been silent.
-    SELECT t.number, l.worker, l.expires_at <= clock_timestamp() AS over,
+    """-- Unfinished trials whose lease has expired or whose worker is silent.
+    SELECT t.number, l.worker, l.expires_at <= clock_timestamp() AS expired,
            CASE WHEN l.expires_at > '-infinity'
                 THEN ceil(extract(epoch FROM l.expires_at - clock_timestamp())) END AS seconds
       FROM service.leases l JOIN public.trials t USING (trial_id)
@@ -32,28 +31,28 @@ INTERRUPTED = text(
      ORDER BY t.number"""
 )
 SILENT = text(
-    """-- Workers that have not been heard of and have not said goodbye.
+    """-- Workers that have neither left nor refreshed their presence.
     SELECT worker, host, pid, ceil(extract(epoch FROM clock_timestamp() - seen_at)) AS seconds
       FROM service.workers
      WHERE study_id = :study_id AND seen_at < clock_timestamp() - :silence * interval '1 second'
      ORDER BY seen_at"""
 )
 UNLEASED = text(
-    """-- RUNNING trials that nobody has leased: plain Optuna's, or a crash of stock Optuna.
+    """-- RUNNING trials without a lease: plain Optuna runs them, or has crashed.
     SELECT count(*) FROM public.trials t
      WHERE t.study_id = :study_id AND t.state = 'RUNNING'
        AND NOT EXISTS (SELECT FROM service.leases l WHERE l.trial_id = t.trial_id)"""
 )
 SERVER = text(
-    """-- The server's clock, and its room for connections.
+    """-- The server's clock and its connections.
     SELECT clock_timestamp() AS now,
            current_setting('max_connections')::int
-             - current_setting('superuser_reserved_connections')::int AS room,
+             - current_setting('superuser_reserved_connections')::int AS available,
            (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used,
            (SELECT count(*) FROM service.workers) AS workers"""
 )
-# More than this and times that people compare by eye mislead; leases do not mind.
 SKEW_SECONDS = 5.0
+"""Clocks that differ by more mislead people who compare times. Leases are not affected."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ class Finding:
     """Something that is wrong.
 
     Attributes:
-        about: The study or thing that it is about.
+        about: The study or the part of the installation.
         problem: What is wrong.
-        cure: What to do about it.
+        cure: How to cure it.
     """
 
     about: str
@@ -72,50 +71,50 @@ class Finding:
 
 
 def examine(settings: Settings, study: str | None = None) -> Iterator[Finding]:
-    """Look at the database, the artifact store, and every study or the one named.
+    """Examine the database, the artifact store, and the studies.
 
     Args:
-        settings: Where the database and the store are.
-        study: Only this study.
+        settings: The settings of this process, with the database and the store.
+        study: Name of the only study to examine; None: all.
 
     Raises:
         UnknownStudy: There is no study of that name.
     """
-    yield from artifacts(settings)
+    yield from examine_store(settings)
     try:
         hall = Hall(settings)
-        yield from server(hall)
+        yield from examine_server(hall)
     except StudyhallError as error:
-        yield Finding("database", *_told(error))
+        yield Finding("database", *_problem_and_cure(error))
         return
     except (SQLAlchemyError, StorageInternalError) as error:
-        yield Finding("database", *_told(database.failure(None, error)))
+        yield Finding("database", *_problem_and_cure(database.failure(None, error)))
         return
     for name in hall.names() if study is None else [study]:
         yield from examine_study(hall, hall.study(name))
 
 
-def artifacts(settings: Settings) -> Iterator[Finding]:
-    """Whether checkpoints can be written and read back."""
-    name = f"doctor-{uuid.uuid4().hex}"
+def examine_store(settings: Settings) -> Iterator[Finding]:
+    """Whether a file can be written to the artifact store and read back."""
+    name, content = f"doctor-{uuid.uuid4().hex}", b"content"
     try:
         store = Store(settings.artifact_store)
-        store.write(name, b"well")
+        store.write(name, content)
         read = store.read(name)
         store.remove(name)
     except Exception as error:
-        # Whatever a file system or an object store raises is the finding.
+        # File systems and object stores raise many types; each one is a finding.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         problem = f"checkpoints cannot be written to {settings.artifact_store}: {reason}"
         yield Finding("artifacts", problem, "make it writable, or set STUDYHALL_ARTIFACTS")
         return
-    if read != b"well":
-        problem = f"{settings.artifact_store} does not give back what was written"
+    if read != content:
+        problem = f"{settings.artifact_store} returns other content than was written"
         yield Finding("artifacts", problem, "set STUDYHALL_ARTIFACTS to another store")
 
 
-def server(hall: Hall) -> Iterator[Finding]:
-    """The server's clock and its connections."""
+def examine_server(hall: Hall) -> Iterator[Finding]:
+    """Whether the clocks agree, and connections are left."""
     with hall.engine.connect() as connection:
         row = connection.execute(SERVER).one()
     skew = abs((datetime.now(UTC) - row.now).total_seconds())
@@ -123,65 +122,61 @@ def server(hall: Hall) -> Iterator[Finding]:
         yield Finding(
             "clock",
             f"this machine's clock and the database's differ by {skew:.0f} s",
-            "set both by NTP; leases go by the database's clock and do not mind",
+            "set both by NTP; leases use the database's clock and are not affected",
         )
-    if row.used >= row.room - 3 or row.workers >= row.room - 3:
+    if row.used >= row.available - 3 or row.workers >= row.available - 3:
         yield Finding(
             "connections",
-            f"{row.used} of {row.room} connections are used, by {row.workers} workers and others",
+            f"{row.used} of {row.available} connections are used; there are {row.workers} workers",
             "raise max_connections in postgresql.conf and restart the server",
         )
 
 
 def examine_study(hall: Hall, study: Study) -> Iterator[Finding]:
-    """Whether anything keeps a study from going on, here and now."""
-    resume = f"studyhall resume {study.name}"
-    given = {"study_id": study.study_id, "silence": 2 * hall.settings.lease_seconds}
-    with hall.engine.connect() as connection:
-        for row in connection.execute(INTERRUPTED, given):
-            when = "can be taken over now" if row.over else f"can be in {row.seconds} s"
-            problem = f"trial {row.number} was interrupted with worker {row.worker}; it {when}"
-            yield Finding(study.name, problem, resume)
-        for row in connection.execute(SILENT, given):
-            problem = f"worker {row.worker} (host {row.host}, pid {row.pid}) has been silent"
-            cure = "see whether the machine lives; its trial passes on by itself"
-            yield Finding(study.name, f"{problem} for {row.seconds} s", cure)
-        unleased = connection.execute(UNLEASED, given).scalar_one()
-    if unleased:
-        problem = f"{unleased} RUNNING trials have no lease: plain Optuna made them"
-        cure = (
-            "if nothing runs them any more, fail them with study.optuna.tell(number, state=FAIL)"
-        )
-        yield Finding(study.name, problem, cure)
+    """Whether anything prevents the study from going on."""
+    yield from examine_trials(hall, study)
     progress = study.progress()
     if progress.state == "stopped":
-        yield Finding(study.name, f"is stopped: {progress.stop_reason}", resume)
+        problem = f"is stopped: {progress.stop_reason}"
+        yield Finding(study.name, problem, f"studyhall resume {study.name}")
     if progress.state in ("new", "running", "stopped"):
-        yield from servable(study, has_data=progress.data is not None)
+        yield from examine_objective(study, has_data=progress.data is not None)
 
 
-def servable(study: Study, *, has_data: bool) -> Iterator[Finding]:
+def examine_trials(hall: Hall, study: Study) -> Iterator[Finding]:
+    """Whether every unfinished trial has a lease, and every lease a living worker."""
+    values = {"study_id": study.study_id, "silence": 2 * hall.settings.lease_seconds}
+    with hall.engine.connect() as connection:
+        interrupted = connection.execute(INTERRUPTED, values).all()
+        silent = connection.execute(SILENT, values).all()
+        unleased = connection.execute(UNLEASED, values).scalar_one()
+    for row in interrupted:
+        when = "now" if row.expired else f"in {row.seconds} s"
+        problem = f"worker {row.worker} has left trial {row.number}, which can be taken over"
+        yield Finding(study.name, f"{problem} {when}", f"studyhall resume {study.name}")
+    for row in silent:
+        problem = f"worker {row.worker} (host {row.host}, pid {row.pid}) has been silent"
+        cure = "check its machine; another worker takes its trial over by itself"
+        yield Finding(study.name, f"{problem} for {row.seconds} s", cure)
+    if unleased:
+        problem = f"{unleased} RUNNING trials have no lease: plain Optuna began them"
+        cure = "if no process runs them, fail them with study.optuna.tell(number, state=FAIL)"
+        yield Finding(study.name, problem, cure)
+
+
+def examine_objective(study: Study, *, has_data: bool) -> Iterator[Finding]:
     """Whether a worker on this machine could run the study's objective on its data."""
-    objective: list[registry.Objective] = []
-    steps: list[tuple[Callable[[], Any], str]] = [
-        (
-            lambda: objective.append(study.spec.load()),
-            "start workers with --path, where the objective can be imported",
-        ),
-    ]
-    if has_data:  # else the first worker's will be the study's, and looking must not set them
-        cure = "give the study's data with --data-dir"
-        steps.append((lambda: study.check_data(objective[0]), cure))
-    for step, cure in steps:
-        try:
-            step()
-        except StudyhallError as error:
-            problem = f"no worker on this machine can serve it: {error}"
-            yield Finding(study.name, problem, cure)
-            return
+    cure = "start workers with --path and the folder of the objective's module"
+    try:
+        objective = study.spec.load()
+        if has_data:  # else check_data would set this machine's data as the study's
+            cure = "pass the study's data with --data-dir"
+            study.check_data(objective)
+    except StudyhallError as error:
+        yield Finding(study.name, f"no worker on this machine can run it: {error}", cure)
 
 
-def _told(error: StudyhallError) -> tuple[str, str]:
-    """A message in two parts, where it names its cure after a colon."""
+def _problem_and_cure(error: StudyhallError) -> tuple[str, str]:
+    """The two parts of a message that names its cure after a colon."""
     problem, colon, cure = str(error).rpartition(": ")
     return (problem, cure) if colon else (str(error), "see docs/architecture.md")

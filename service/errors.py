@@ -1,14 +1,14 @@
-"""One tree of errors; each class has its message and its exit code."""
+"""Errors: one tree of classes, each with its default message and its exit code."""
 
 from __future__ import annotations
 
 
 def headline(detail: str | None) -> str:
-    """The line of a traceback that says what happened; of anything else, its first line."""
+    """The line of a traceback with the exception; of any other text, the first line."""
     lines = [line for line in (detail or "").splitlines() if line.strip()]
-    places = [index for index, line in enumerate(lines) if line.startswith('  File "')]
-    told = [line for line in lines[places[-1] :] if line[0] != " "] if places else lines
-    return told[0][:300] if told else "no message"
+    frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
+    messages = [line for line in lines[frames[-1] :] if line[0] != " "] if frames else lines
+    return messages[0][:300] if messages else "no message"
 
 
 class StudyhallError(Exception):

@@ -1,4 +1,4 @@
-"""Frozen Settings: flag > environment > default; passwords never in a repr or a log."""
+"""Settings of this process: a flag wins over the environment, and that over the default."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PREFIX = "STUDYHALL_"
 
 @dataclass(frozen=True)
 class Settings:
-    """What the process was told by flags and environment.
+    """Settings from flags and environment. A repr shows no password.
 
     Attributes:
-        database_url: The PostgreSQL to use; None means the embedded server under ``home``.
-        home: Folder of everything studyhall keeps on this machine.
-        lease_seconds: How long a lease lasts without being renewed, in seconds.
-        database_patience: How long a worker goes on without the database, in seconds.
-        artifacts: fsspec URL of checkpoints and models; None means a folder under ``home``.
+        database_url: The PostgreSQL to use; None: the embedded server under ``home``.
+        home: Folder of all files that studyhall keeps on this machine.
+        lease_seconds: Length of a lease that is not renewed, in seconds.
+        database_patience: How long a worker works without the database, in seconds.
+        artifacts: fsspec URL of checkpoints and models; None: a folder under ``home``.
     """
 
     database_url: str | None = field(default=None, repr=False)
@@ -43,7 +43,7 @@ class Settings:
     def load(
         cls, environment: Mapping[str, str] = os.environ, *, database_url: str | None = None
     ) -> Settings:
-        """Read the environment; a flag that is given wins over it.
+        """Read the environment; an argument wins over it.
 
         Raises:
             ConfigurationError: A variable's value is not of its type.
@@ -64,13 +64,13 @@ class Settings:
 
 
 def normalize_url(url: str) -> URL:
-    """Parse a database URL and name the driver that we ship.
+    """Parse a database URL and set our driver.
 
-    SQLAlchemy 2.1 takes a bare ``postgresql://`` for psycopg 3, and ``postgres://`` is what many
-    hosting services hand out.
+    SQLAlchemy 2.1 takes a bare ``postgresql://`` for psycopg 3. Many hosting services write
+    ``postgres://``.
 
     Raises:
-        ConfigurationError: It is not a URL, or not one of a PostgreSQL database.
+        ConfigurationError: It is not a URL, or its database is not PostgreSQL.
     """
     example = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     try:
@@ -84,7 +84,11 @@ def normalize_url(url: str) -> URL:
 
 
 def positive_seconds(name: str, text: str) -> float:
-    """A positive number of seconds, or a ConfigurationError that names the variable."""
+    """Parse a positive number of seconds.
+
+    Raises:
+        ConfigurationError: It is none; the message names the variable.
+    """
     try:
         seconds = float(text)
     except ValueError:

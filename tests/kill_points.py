@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from objectives import KerasObjective, mnist
-from service.artifacts import checkpoints
+from service.artifacts import checkpoints, store
 
 POINTS = ("in the epoch", "saving", "saved", "reported", "before tell")
 """Where trial 0, 1, … is killed: in mid-epoch; in the middle of writing a checkpoint; between
@@ -73,7 +73,7 @@ def saving(trial: Any, marker: Path) -> None:
     def opened(path: str, mode: str) -> Any:
         return Half(path, "w") if f"{EPOCH:08d}{checkpoints.SUFFIX}" in path else open(path, mode)
 
-    checkpoints.open = opened  # type: ignore[attr-defined]
+    store.open = opened  # type: ignore[attr-defined]
 
 
 def saved(trial: Any, marker: Path) -> None:

@@ -1,4 +1,4 @@
-"""Plain objectives for the worker's own logic: ten lines each, no Keras."""
+"""Small objectives for tests of the workers, without Keras."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def slow(trial: optuna.Trial) -> float:
     return x**2
 
 
-def late(trial: optuna.Trial) -> float:
-    """Looks whether to stop every other second."""
+def checks_rarely(trial: optuna.Trial) -> float:
+    """Checks every two seconds whether to stop."""
     trial.report(trial.suggest_float("x", -10, 10), 0)
     while not trial.should_stop():  # type: ignore[attr-defined]
         time.sleep(2)
     return 0.0
 
 
-def deaf(trial: optuna.Trial) -> float:
-    """Looks at nothing for a minute."""
+def unresponsive(trial: optuna.Trial) -> float:
+    """Sleeps for a minute without any check."""
     trial.suggest_float("x", -10, 10)
     time.sleep(60)
     return 0.0
@@ -102,7 +102,7 @@ def misconfigured(trial: optuna.Trial) -> float:
 
 
 class WithData:
-    """An objective with settings and data, by the protocol of service.registry."""
+    """An objective with settings and data, as service.studies.registry describes it."""
 
     direction = "maximize"
     monitor = "x"
@@ -162,8 +162,8 @@ def counted(trial: optuna.Trial) -> float:
     return float(state["values"][-1])
 
 
-def hungry(trial: optuna.Trial) -> float:
-    """Trial 0 never finds enough memory, trial 1 only at its second attempt."""
+def out_of_memory(trial: optuna.Trial) -> float:
+    """Trial 0 always runs out of memory, trial 1 at its first attempt."""
     x = trial.suggest_float("x", 0, 1)
     marker = Path(os.environ["STUB_MARKER"])
     if trial.number == 0 or (trial.number == 1 and not marker.exists()):
@@ -178,8 +178,8 @@ def interrupting(trial: optuna.Trial) -> float:
     raise KeyboardInterrupt
 
 
-def unreachable(trial: optuna.Trial) -> float:
-    """Trial 0 can be reached by no signal but SIGKILL."""
+def blocks_signals(trial: optuna.Trial) -> float:
+    """Trial 0 blocks every signal but SIGKILL."""
     x = trial.suggest_float("x", 0, 1)
     if trial.number == 0:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM, signal.SIGINT})

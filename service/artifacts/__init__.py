@@ -1,0 +1,1 @@
+"""Artifacts: the file store and the checkpoints in it."""

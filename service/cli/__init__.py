@@ -1,0 +1,1 @@
+"""The command line: options and environment in, calls of the Python API, exit codes out."""

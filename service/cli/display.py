@@ -1,4 +1,4 @@
-"""Tables, progress and JSON for people and scripts."""
+"""Display: a study, its trials and findings as tables, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +21,7 @@ from service.studies.progress import Best, Progress
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON: what JSON has no number for becomes null."""
+    """Strict JSON: NaN and infinity become null."""
     return json.dumps(_strict(value), indent=2, default=str)
 
 
@@ -37,7 +36,7 @@ def _strict(value: Any) -> Any:
 
 
 def duration(seconds: float | None) -> str:
-    """``75.0`` to ``1m15s``; nothing known is a dash."""
+    """``1m15s`` for 75 seconds; a dash for None."""
     if seconds is None:
         return "-"
     if seconds < 10:
@@ -68,7 +67,7 @@ def best_line(best: Best | None, monitor: str | None) -> str:
 
 
 def status(progress: Progress, monitor: str | None) -> RenderableType:
-    """One study, as `studyhall status STUDY` shows it."""
+    """One study in a few lines, as `studyhall status STUDY` prints it."""
     total = progress.n_trials
     head = Text.assemble(
         (progress.study, "bold"),
@@ -95,7 +94,7 @@ def status(progress: Progress, monitor: str | None) -> RenderableType:
 
 
 def studies(rows: Iterable[Progress]) -> Table:
-    """All studies, one line each."""
+    """A table of studies, one line each."""
     columns = ("study", "state", "trials", "complete", "pruned", "failed", "workers", "best")
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
@@ -113,14 +112,10 @@ def studies(rows: Iterable[Progress]) -> Table:
     return table
 
 
-COLUMNS = ("number", "state", "value", "epoch", "time", "attempts")
-WIDE = 240
-
-
 def trials(records: list[dict[str, Any]]) -> Table:
-    """Trials as a table; the cause of a failure with the line that says what happened."""
+    """A table of trials; the cause of a failure with the headline of its traceback."""
     table = Table(box=box.SIMPLE_HEAD)
-    for column in COLUMNS:
+    for column in ("number", "state", "value", "epoch", "time", "attempts"):
         table.add_column(column, no_wrap=True)
     for column in ("params", "cause", "worker"):
         table.add_column(column, overflow="fold")
@@ -142,12 +137,12 @@ def trials(records: list[dict[str, Any]]) -> Table:
 def _cause(row: Mapping[str, Any]) -> str:
     if row["cause"] is None:
         return "-"
-    told = f": {headline(row['detail'])}" if row["detail"] else ""
-    return f"{row['cause']}{told}"
+    detail = f": {headline(row['detail'])}" if row["detail"] else ""
+    return f"{row['cause']}{detail}"
 
 
 def trials_csv(records: list[dict[str, Any]]) -> str:
-    """Trials as CSV: parameters in columns ``params_…``, the last reported value apart."""
+    """Trials as CSV: parameters in columns ``params_…``, the reported values as their count."""
     names = sorted({name for row in records for name in row["params"]})
     nested = ("params", "intermediate_values", "history")
     plain = [key for key in records[0] if key not in nested] if records else ["number"]
@@ -161,48 +156,8 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
 
 
 def findings(rows: list[Finding]) -> RenderableType:
-    """What the doctor found, each with its cure."""
+    """The doctor's findings, each with its cure."""
     if not rows:
         return Text("nothing is wrong")
     lines = [f"{row.about}: {row.problem}\n    -> {row.cure}" for row in rows]
     return Text("\n".join(lines))
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console that is wide where nobody looks: a log or a pipe must not cut its lines."""
-    made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal:
-        made.width = WIDE
-    return made
-
-
-class LiveStatus:
-    """The progress of a study while its workers run: redrawn in a terminal, lines in a log.
-
-    Args:
-        console: Where to show it.
-        monitor: The metric's name.
-    """
-
-    def __init__(self, console: Console, monitor: str | None) -> None:
-        self._console = console
-        self._monitor = monitor
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._last = ""
-
-    def __enter__(self) -> LiveStatus:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._live.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Show where the study stands."""
-        if self._console.is_terminal:
-            self._live.update(status(progress, self._monitor), refresh=True)
-
-    def say(self, line: str) -> None:
-        """Print a line above the progress."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

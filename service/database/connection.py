@@ -23,16 +23,16 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-PATIENCE = 60.0
+RETRY_SECONDS = 60.0
 """Seconds for which a server that restarts or is out of reach is tried again."""
 
-QUEUE = 600.0
+QUEUE_SECONDS = 600.0
 """Seconds for which a server that has no connection left is tried again."""
 
-IDLE = 1.0
+TRUSTED_SECONDS = 1.0
 """After so many seconds without a statement, a connection is checked before a creation."""
 
-REPEAT = ("40001", "40P01")
+REPEATABLE = ("40001", "40P01")
 """SQLSTATE of transactions that PostgreSQL itself asks to be repeated."""
 
 REPLAN = 16
@@ -52,14 +52,14 @@ class SharedConnection:
 
     Args:
         engine: The database.
-        patience: Seconds for which an unreachable server is tried again; may be changed later.
+        retry_seconds: For so long an unreachable server is tried again; may be changed later.
     """
 
-    def __init__(self, engine: Engine, patience: float = PATIENCE) -> None:
+    def __init__(self, engine: Engine, retry_seconds: float = RETRY_SECONDS) -> None:
         # Weak, so that the table of connections does not keep every engine alive.
         self._engine = weakref.ref(engine)
-        self.patience = patience
-        self._hurried = threading.local()
+        self.retry_seconds = retry_seconds
+        self._without_retries = threading.local()
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._used = 0.0
@@ -70,7 +70,7 @@ class SharedConnection:
         """The connection that everything on this engine shares."""
         return _connections.setdefault(engine, cls(engine))
 
-    def ask(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
+    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
         """The one value of a statement's answer, or None; sent again if the answer is lost.
 
         Raises:
@@ -79,23 +79,23 @@ class SharedConnection:
         """
         return self._query(sql, values, repeatable=True)
 
-    def ask_once(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
-        """As `ask`, for statements that must not be done twice."""
+    def query_once(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
+        """As `query`, for statements that must not be done twice."""
         return self._query(sql, values, repeatable=False)
 
-    def ask_json(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
-        """As `ask`, for an answer that is the text of a JSON document."""
-        answer = self.ask(sql, values)
+    def query_json(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
+        """As `query`, for an answer that is the text of a JSON document."""
+        answer = self.query(sql, values)
         return None if answer is None else json.loads(answer)
 
     @contextlib.contextmanager
-    def hurry(self) -> Iterator[None]:
+    def without_retries(self) -> Iterator[None]:
         """Inside, on this thread, no statement is sent a second time."""
-        self._hurried.now = True
+        self._without_retries.on = True
         try:
             yield
         finally:
-            self._hurried.now = False
+            self._without_retries.on = False
 
     @property
     def idle(self) -> float:
@@ -107,7 +107,7 @@ class SharedConnection:
         self._lock = threading.RLock()
         self._connection = None
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Give the connection back to the pool; the next statement takes one again."""
         with self._lock:
             self._drop()
@@ -138,10 +138,10 @@ class SharedConnection:
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
         """Whether a statement that has failed is given up."""
-        if getattr(self._hurried, "now", False):
+        if getattr(self._without_retries, "now", False):
             return True
         error = state.outcome.exception() if state.outcome else None
-        limit = max(QUEUE, self.patience) if _is_full(error) else self.patience
+        limit = max(QUEUE_SECONDS, self.retry_seconds) if _is_full(error) else self.retry_seconds
         return (state.seconds_since_start or 0.0) + state.upcoming_sleep > limit
 
     def _ready(self, *, check: bool) -> Connection:
@@ -150,7 +150,7 @@ class SharedConnection:
             self._drop()
             self._connection, self._sent = self._connect(), 0
             return self._connection
-        if check and self.idle > IDLE:
+        if check and self.idle > TRUSTED_SECONDS:
             self._send(kept, "SELECT 1")
         return kept
 
@@ -196,7 +196,7 @@ os.register_at_fork(after_in_child=_after_fork)
 def _is_worth_repeating(error: BaseException, maybe_done: bool) -> bool:
     if not isinstance(error, DBAPIError):
         return False
-    if getattr(error.orig, "pgcode", None) in REPEAT:
+    if getattr(error.orig, "pgcode", None) in REPEATABLE:
         return True
     return is_lost(error) and not maybe_done
 

@@ -98,7 +98,7 @@ def claim(engine: Engine, study_id: int, worker: str, seconds: float) -> Lease |
         seconds: How long the lease lasts if it is not renewed.
     """
     arguments = {"study_id": study_id, "worker": worker, "seconds": seconds}
-    answer = SharedConnection.of(engine).ask_once(CLAIM, arguments)
+    answer = SharedConnection.of(engine).query_once(CLAIM, arguments)
     if answer is None:
         return None
     trial_id, token, attempt, made, document, alone = json.loads(answer)
@@ -114,7 +114,7 @@ def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
     Raises:
         StaleLease: Another worker has the trial now.
     """
-    orders = SharedConnection.of(engine).ask_json(RENEW, {**lease.key, "seconds": seconds})
+    orders = SharedConnection.of(engine).query_json(RENEW, {**lease.key, "seconds": seconds})
     if orders is None:
         raise stale(lease)
     return Orders(*orders)
@@ -132,13 +132,13 @@ def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None)
         StaleLease: Another worker has the trial now.
     """
     arguments = {**lease.key, "cause": cause, "detail": detail}
-    if SharedConnection.of(engine).ask(RELEASE, arguments) != "ok":
+    if SharedConnection.of(engine).query(RELEASE, arguments) != "ok":
         raise stale(lease)
 
 
 def free(engine: Engine, worker: str) -> None:
     """Interrupt the trials of a dead worker, without waiting for its leases to expire."""
-    SharedConnection.of(engine).ask(FREE_WORKER, {"worker": worker})
+    SharedConnection.of(engine).query(FREE_WORKER, {"worker": worker})
 
 
 def overdue(engine: Engine, workers: list[str], limit: float | None, patience: float) -> list[str]:
@@ -151,18 +151,18 @@ def overdue(engine: Engine, workers: list[str], limit: float | None, patience: f
         patience: Seconds beyond that, or beyond the study's deadline.
     """
     arguments = {"workers": workers, "limit": limit, "patience": patience}
-    return SharedConnection.of(engine).ask_json(OVERDUE, arguments) or []
+    return SharedConnection.of(engine).query_json(OVERDUE, arguments) or []
 
 
 def fail(engine: Engine, worker: str, cause: str, detail: str) -> None:
     """Fail the trial of a worker that can no longer do so itself."""
     arguments = {"worker": worker, "cause": cause, "detail": detail}
-    SharedConnection.of(engine).ask(FAIL, arguments)
+    SharedConnection.of(engine).query(FAIL, arguments)
 
 
 def done(engine: Engine, workers: list[str]) -> int:
     """How many of the workers have ended a trial."""
-    return int(SharedConnection.of(engine).ask(DONE, {"workers": workers}))
+    return int(SharedConnection.of(engine).query(DONE, {"workers": workers}))
 
 
 def failure_reason(detail: str | None) -> str:

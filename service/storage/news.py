@@ -134,7 +134,7 @@ def _read(
     running: bool,
 ) -> bool:
     arguments |= {"p_since": position.since, "p_running": running, "p_limit": PORTION}
-    answer = connection.ask_json(statement, arguments)
+    answer = connection.query_json(statement, arguments)
     if answer is None:
         return False
     since = answer[0]
@@ -142,7 +142,7 @@ def _read(
         store(answer)
         while answer[1] == PORTION:
             arguments |= {"p_after": position.after, "p_known": "{}"}
-            answer = connection.ask_json(statement, arguments)
+            answer = connection.query_json(statement, arguments)
             store(answer)
     if running:
         position.since = since

@@ -95,7 +95,7 @@ class StudyStorage(TrialStore):
         """
         arguments = {"p_trial": lease.trial_id, "p_token": lease.token, "p_step": step}
         leased = self._leased[lease.trial_id]
-        self._raise_for(self._connection.ask(DELETE_REPORTS, arguments), lease.trial_id)
+        self._raise_for(self._connection.query(DELETE_REPORTS, arguments), lease.trial_id)
         leased.delete_reports(step)
 
     def finish(
@@ -138,7 +138,7 @@ class StudyStorage(TrialStore):
             batch.user = attrs or {}
             arguments = leased.finish_arguments(state, values) | batch.arguments()
             statement = call("finish_leased", arguments)
-            verdict, *ended = self._connection.ask_json(statement, arguments)
+            verdict, *ended = self._connection.query_json(statement, arguments)
             self._raise_for(verdict, leased.lease.trial_id)
             leased.mark_written(batch)
             leased.mark_ended(state, values, ended[0])
@@ -161,7 +161,7 @@ class StudyStorage(TrialStore):
             if batch.steps and lease.study_id in self._followed:
                 arguments |= news.digest_arguments(lease.study_id, digests)
             statement = call("write_trial", arguments)
-            verdict, *rest = self._connection.ask_json(statement, arguments)
+            verdict, *rest = self._connection.query_json(statement, arguments)
             self._raise_for(verdict, lease.trial_id)
             orders, answer = rest
             self.orders = Orders(*orders) if orders else self.orders

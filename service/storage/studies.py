@@ -66,13 +66,13 @@ class StudyStore(BaseStorage):
     ) -> int:
         name = f"{DEFAULT_STUDY_NAME_PREFIX}{uuid.uuid4()}" if study_name is None else study_name
         arguments = {"name": name, "directions": [direction.name for direction in directions]}
-        study_id = self._connection.ask_once(CREATE, arguments)
+        study_id = self._connection.query_once(CREATE, arguments)
         if study_id is None:
             raise DuplicatedStudyError(f"there is a study of the name {name!r} already")
         return int(study_id)
 
     def delete_study(self, study_id: int) -> None:
-        if not self._connection.ask(DELETE, {"study_id": study_id}):
+        if not self._connection.query(DELETE, {"study_id": study_id}):
             raise no_study(study_id)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -83,11 +83,11 @@ class StudyStore(BaseStorage):
 
     def _set_study_attr(self, kind: str, study_id: int, key: str, value: Any) -> None:
         arguments = {"study_id": study_id, "key": key, "value": json.dumps(value)}
-        if self._connection.ask(SET_ATTR.format(kind=kind), arguments) is None:
+        if self._connection.query(SET_ATTR.format(kind=kind), arguments) is None:
             raise no_study(study_id)
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        study_id = self._connection.ask(ID, {"name": study_name})
+        study_id = self._connection.query(ID, {"name": study_name})
         if study_id is None:
             raise KeyError(f"there is no study of the name {study_name!r}")
         return int(study_id)
@@ -99,7 +99,7 @@ class StudyStore(BaseStorage):
         return self._name_and_directions(study_id)[1]
 
     def _name_and_directions(self, study_id: int) -> tuple[str, list[StudyDirection]]:
-        text = self._connection.ask(NAME_AND_DIRECTIONS, {"study_id": study_id})
+        text = self._connection.query(NAME_AND_DIRECTIONS, {"study_id": study_id})
         if text is None:
             raise no_study(study_id)
         name, directions = json.loads(text)
@@ -112,7 +112,7 @@ class StudyStore(BaseStorage):
         return self._study_attrs("system", study_id)
 
     def _study_attrs(self, kind: str, study_id: int) -> dict[str, Any]:
-        text = self._connection.ask(ATTRS.format(kind=kind), {"study_id": study_id})
+        text = self._connection.query(ATTRS.format(kind=kind), {"study_id": study_id})
         if text is None:
             raise no_study(study_id)
         return _attrs(json.loads(text))
@@ -127,7 +127,7 @@ class StudyStore(BaseStorage):
                 system_attrs=_attrs(system),
                 study_id=study_id,
             )
-            for study_id, name, directions, user, system in json.loads(self._connection.ask(ALL))
+            for study_id, name, directions, user, system in json.loads(self._connection.query(ALL))
         ]
 
 

@@ -72,7 +72,7 @@ class TrialStore(StudyStore):
         return ()
 
     def remove_session(self) -> None:
-        self._connection.rest()
+        self._connection.release()
 
     # Studies and their caches
 
@@ -159,7 +159,7 @@ class TrialStore(StudyStore):
         return ids
 
     def _create(self, arguments: dict[str, Any]) -> Any:
-        answer = self._connection.ask_once(call("create", arguments), arguments)
+        answer = self._connection.query_once(call("create", arguments), arguments)
         if answer is None:
             raise no_study(arguments["p_study"])
         return json.loads(answer)
@@ -178,7 +178,7 @@ class TrialStore(StudyStore):
         study_id = self._study(trial_id)
         known = self._cache(study_id).digests.distributions if study_id is not None else {}
         if name not in known:
-            text = self._connection.ask(DISTRIBUTION, {"trial_id": trial_id, "name": name})
+            text = self._connection.query(DISTRIBUTION, {"trial_id": trial_id, "name": name})
             known[name] = distribution if text is None else rows.distribution(text)
         try:
             check_distribution_compatibility(known[name], distribution)
@@ -201,20 +201,20 @@ class TrialStore(StudyStore):
         self._new.pop(trial_id, None)
         arguments = {"p_trial": trial_id, "p_token": None, **batch.arguments()}
         self._raise_for(
-            self._connection.ask_json(call("write_trial", arguments), arguments)[0], trial_id
+            self._connection.query_json(call("write_trial", arguments), arguments)[0], trial_id
         )
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         if state == TrialState.RUNNING:
-            verdict = self._connection.ask(BEGIN_WAITING, {"p_trial": trial_id})
+            verdict = self._connection.query(BEGIN_WAITING, {"p_trial": trial_id})
         else:
             self._new.pop(trial_id, None)
             arguments: dict[str, Any] = {"p_trial": trial_id, "p_state": state.name}
             if values is not None:
                 arguments["p_values"], arguments["p_value_kinds"] = rows.stored_all(values)
-            verdict = self._connection.ask_json(call("finish", arguments), arguments)[0]
+            verdict = self._connection.query_json(call("finish", arguments), arguments)[0]
         self._raise_for(verdict, trial_id)
         return bool(verdict == "ok")
 
@@ -242,7 +242,7 @@ class TrialStore(StudyStore):
         return self._read(trial_id)
 
     def _read(self, trial_id: int) -> FrozenTrial:
-        answer = self._connection.ask_json(DOCUMENT, {"trial_id": trial_id})
+        answer = self._connection.query_json(DOCUMENT, {"trial_id": trial_id})
         for trial in rows.documents(answer):
             return trial
         raise no_trial(trial_id)
@@ -289,7 +289,7 @@ class TrialStore(StudyStore):
         return best
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        trial_id = self._connection.ask(ID, {"study_id": study_id, "number": trial_number})
+        trial_id = self._connection.query(ID, {"study_id": study_id, "number": trial_number})
         if trial_id is None:
             raise KeyError(f"study {study_id} has no trial with the number {trial_number}")
         return int(trial_id)

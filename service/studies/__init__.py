@@ -1,0 +1,1 @@
+"""Studies: the Python shell's objects, and what a study is made of."""

@@ -1,9 +1,10 @@
-"""Find an objective by its name, and ask it what the service may know of it.
+"""Registry: objectives by name, and what the service reads from them.
 
-The contract with an objective is Optuna's: ``objective(trial) -> float``. It may offer more, and
-the service asks by attribute: ``direction``, ``monitor``, ``configured(settings, data=,
-data_dir=)``, ``settings_dict()``, ``data()``, ``search_space()``, ``grid()``. Its configuration
-mistakes are ValueErrors (or OSErrors, for files) whose message is one line.
+The contract with an objective is Optuna's: ``objective(trial) -> float``. An objective may have
+more attributes, which the service uses if they exist: ``direction``, ``monitor``,
+``configured(settings, data=, data_dir=)``, ``settings_dict()``, ``data()``, ``warm_up()``,
+``search_space()``, ``grid()``. A configuration mistake is a ValueError (or an OSError, for a
+file) whose message is one line.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _module(reference: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        # Whatever a user's module raises while it is imported is a mistake to be told in a line.
+        # The user's module may raise anything; the user gets one line.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UnknownObjective(
             f"the objective {reference!r} cannot be imported: {reason} "
@@ -71,21 +72,21 @@ def _module(reference: str, name: str) -> Any:
 
 
 def _attribute(reference: str, module: Any, attribute: str) -> Objective:
-    found = module
+    objective = module
     for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if found is None:
+        objective = getattr(objective, part, None)
+    if objective is None:
         raise UnknownObjective(
             f"the objective {reference!r} cannot be found: "
             f"module {module.__name__!r} has no {attribute!r}"
         )
-    if isinstance(found, type):
+    if isinstance(objective, type):
         raise UnknownObjective(
             f"the objective {reference!r} is a class; name an instance or a function of it"
         )
-    if not callable(found):
+    if not callable(objective):
         raise UnknownObjective(f"the objective {reference!r} is not callable")
-    return found  # type: ignore[no-any-return]
+    return objective  # type: ignore[no-any-return]
 
 
 def configure(
@@ -94,13 +95,13 @@ def configure(
     """The objective with these settings and this data source.
 
     Raises:
-        ConfigurationError: The objective refuses a setting, or takes none at all.
+        ConfigurationError: The objective refuses a setting, or takes no settings.
     """
     configured = getattr(objective, "configured", None)
     if configured is None:
         if settings:
             raise ConfigurationError(
-                f"this objective takes no settings, but --set gave {', '.join(sorted(settings))}"
+                f"this objective takes no settings, but --set passes {', '.join(sorted(settings))}"
             )
         return objective
     try:
@@ -110,21 +111,21 @@ def configure(
 
 
 def data_of(objective: Objective) -> dict[str, Any] | None:
-    """Name, source and fingerprint of the objective's data; None where it has none.
+    """Name, source and fingerprint of the objective's data, or None if it has no data.
 
     Raises:
-        ConfigurationError: The data cannot be had or read.
+        ConfigurationError: The data are missing or cannot be read.
     """
-    describe = getattr(objective, "data", None)
-    if not callable(describe):
+    data = getattr(objective, "data", None)
+    if not callable(data):
         return None
     try:
-        return dict(describe())
+        return dict(data())
     except (ValueError, OSError) as error:
         raise ConfigurationError(str(error)) from error
 
 
 def settings_of(objective: Objective) -> dict[str, Any]:
     """All settings of the objective with their values."""
-    describe = getattr(objective, "settings_dict", None)
-    return dict(describe()) if callable(describe) else {}
+    settings = getattr(objective, "settings_dict", None)
+    return dict(settings()) if callable(settings) else {}

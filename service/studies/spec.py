@@ -1,4 +1,7 @@
-"""Spec: what a study is made of. Saved with the study once; later commands need only its name."""
+"""Spec and Budget: what a study is made of, and how long it may run.
+
+Both are saved with the study when it is created; later commands need only its name.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from service.errors import ConfigurationError, SpecMismatch
 from service.sampling import factory
 from service.studies import registry
 
-# What the database's integers hold.
-MOST_TRIALS = 2**31 - 1
+MAX_TRIALS = 2**31 - 1
+"""The largest integer of a database column."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,18 @@ class Spec:
 
     Attributes:
         objective: An installed name or ``package.module:attribute``.
-        settings: The objective's settings, as the objective itself gave them.
+        settings: All settings of the objective with their values.
         sampler: Name of the sampler; ``sampler_arguments`` go to its class.
         pruner: Name of the pruner; ``pruner_arguments`` go to its class.
-        seed: Everything random in the study follows from it.
+        seed: Every random number of the study follows from it.
         direction: ``maximize`` or ``minimize``.
-        monitor: The metric that is optimized, where the objective names one.
+        monitor: The metric that is optimized, if the objective names one.
         data: ``real``, ``synthetic`` or None (the objective has no data set of its own).
-        data_dir: Where the data were when the study was made; other machines may differ.
-        path: Where the objective's module was when the study was made.
-        trial_timeout: Wall-clock of one attempt at a trial, in seconds, or None.
-        max_attempts: A trial that so many workers died of is not tried again.
+        data_dir: The folder of the data where the study was created; other machines may have
+            another one.
+        path: The folder of the objective's module where the study was created.
+        trial_timeout: Wall-clock limit of one attempt at a trial, in seconds, or None.
+        max_attempts: A trial fails when so many workers have died in it.
     """
 
     objective: str
@@ -62,20 +66,20 @@ class Spec:
             raise ConfigurationError(f"max attempts must be at least 1, not {self.max_attempts}")
 
     def to_json(self) -> dict[str, Any]:
-        """As it is stored."""
+        """The JSON object that is stored with the study."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Spec:
-        """As it was stored; keys of a newer version are left out."""
+        """The spec from a stored object; keys of a newer version are ignored."""
         known = {f.name for f in fields(cls)}
         return cls(**{key: value for key, value in stored.items() if key in known})
 
     def check(self) -> None:
-        """Refuse a sampler or pruner that cannot be made, before a study is.
+        """Refuse a sampler or pruner that cannot be made, before the study is created.
 
         Raises:
-            ConfigurationError: Unknown name or argument, or a value that the class refuses.
+            ConfigurationError: A name or argument is unknown, or the class refuses a value.
         """
         self.sampler_for(0, self.load())
         self.make_pruner()
@@ -84,8 +88,8 @@ class Spec:
         """The objective with the settings of this spec.
 
         Args:
-            data_dir: Where this machine has the data, if not where the spec says.
-            path: Folder of the objective's module, if not where the spec says.
+            data_dir: Folder of the data on this machine; by default the spec's.
+            path: Folder of the objective's module; by default the spec's.
 
         Raises:
             ConfigurationError: It cannot be imported, or refuses its settings.
@@ -105,11 +109,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many trials, or until when, a study may run; counted once for all workers.
+    """How many trials, or how long, a study may run; counted once for all workers.
 
     Attributes:
-        n_trials: Trials in all, or None for no limit.
-        timeout: Wall-clock of the whole study from its first trial on, in seconds, or None.
+        n_trials: Total of trials, or None for no limit.
+        timeout: Wall-clock limit of the whole study, in seconds from its first trial, or None.
     """
 
     n_trials: int | None = None
@@ -118,32 +122,34 @@ class Budget:
     def __post_init__(self) -> None:
         if self.n_trials is not None and self.n_trials < 1:
             raise ConfigurationError(f"a study needs at least one trial, not {self.n_trials}")
-        if self.n_trials is not None and self.n_trials > MOST_TRIALS:
-            raise ConfigurationError(f"a study has at most {MOST_TRIALS} trials")
+        if self.n_trials is not None and self.n_trials > MAX_TRIALS:
+            raise ConfigurationError(f"a study has at most {MAX_TRIALS} trials")
         if self.timeout is not None and self.timeout <= 0:
             raise ConfigurationError(f"the timeout must be positive, not {self.timeout} s")
 
 
-def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in sorted(asked.items()):
-        found = stored.get(key)
-        if isinstance(value, Mapping) and isinstance(found, Mapping):
-            yield from _differences(found, value)
-        elif found != value:
-            yield f"{key} is {found!r}, not {value!r}"
-
-
-def refuse_contradictions(name: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raise SpecMismatch, showing both, where options differ from what the study was made of.
+def refuse_contradictions(
+    name: str, stored: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Raise SpecMismatch, with both values, if options differ from what is stored.
 
     Args:
         name: The study.
         stored: Its spec and budget.
-        asked: What was given explicitly this time.
+        options: The options that this command sets.
     """
-    differing = list(_differences(stored, asked))
-    if differing:
+    differences = list(_differences(stored, options))
+    if differences:
         raise SpecMismatch(
-            f"study {name!r} was made otherwise: {'; '.join(differing)}. "
-            f"Give another --study, or change a budget with `studyhall resume {name}`"
+            f"the options contradict study {name!r}: {'; '.join(differences)}. "
+            f"Choose another --study, or change a budget with `studyhall resume {name}`"
         )
+
+
+def _differences(stored: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in sorted(options.items()):
+        old = stored.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            yield from _differences(old, value)
+        elif old != value:
+            yield f"{key} is {old!r}, not {value!r}"

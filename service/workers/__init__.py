@@ -1,0 +1,1 @@
+"""Workers: the pool of one machine, its worker processes, and the trials that they run."""

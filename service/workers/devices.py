@@ -1,31 +1,31 @@
-"""Devices: what this machine has, and the environment that binds a worker process to one.
+"""Devices: which device each worker uses, and the environment that binds its process to it.
 
-The environment is set before the process starts, hence before TensorFlow is imported: that is
-the only moment at which TensorFlow listens to all of it.
+The environment is set before the process starts, hence before TensorFlow is imported: TensorFlow
+reads some of these variables at no other time.
 """
 
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from service.errors import ConfigurationError
 from service.workers import gpus
+from service.workers.cores import affinity, usable_cores
 
 
 @dataclass(frozen=True)
 class Device:
-    """One worker's place: a share of a GPU, or a share of the cores.
+    """What one worker may use: a share of a GPU, or a share of the cores.
 
     Attributes:
         name: ``cpu`` or ``gpu:0``.
-        threads: Threads that the worker may use.
-        cores: The cores that the worker keeps to; none: any.
+        threads: The most threads that the worker uses.
+        cores: The cores that the worker is bound to; none: it is not bound.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Device:
 
     @property
     def number(self) -> str:
-        """The GPU as CUDA numbers it; -1 for none."""
+        """The GPU as CUDA numbers it; -1 for the CPU."""
         return self.name.removeprefix("gpu:") if self.name != "cpu" else "-1"
 
     def environment(self) -> dict[str, str]:
@@ -52,93 +52,36 @@ class Device:
         }
 
     def bind(self, pid: int) -> None:
-        """Keep a worker's process, just started, and all threads it will start to its cores.
-
-        Args:
-            pid: The process.
-        """
+        """Bind a worker's process to its cores, before it starts any thread."""
         if self.cores:
             os.sched_setaffinity(pid, self.cores)
 
 
-def cores() -> int:
-    """The cores that this process may use: its affinity's, or fewer by its CPU quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = cpu_quota()
-    return count if quota >= count else max(1, math.ceil(quota))
-
-
-def cpu_quota(root: Path = Path("/")) -> float:
-    """What the control groups of this process grant it, in cores; infinity without a limit.
-
-    A container with a quota (``docker run --cpus 2``) still sees all cores of its machine, and
-    as many threads would spend most of their time throttled.
-
-    Args:
-        root: Where ``proc`` and ``sys`` are mounted.
-    """
-    return min(map(_granted, _cpu_groups(root)), default=math.inf)
-
-
-def _cpu_groups(root: Path) -> Iterator[Path]:
-    """The folders of the group that limits our CPU time and of all above it, cgroup v2 or v1.
-
-    Inside a container the path may be the machine's, of which only the top is mounted.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        group = PurePosixPath(path)
-        for folder in (group, *group.parents):
-            yield mount / folder.relative_to("/")
-
-
-def _granted(group: Path) -> float:
-    """The cores that one group grants, by ``cpu.max`` (v2) or ``cpu.cfs_*`` (v1)."""
-    try:
-        if (group / "cpu.max").exists():
-            quota, period = (group / "cpu.max").read_text().split()
-        else:
-            quota = (group / "cpu.cfs_quota_us").read_text().strip()
-            period = (group / "cpu.cfs_period_us").read_text().strip()
-    except OSError:
-        return math.inf
-    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
-
-
 @contextmanager
-def share(home: Path, device: str, *, alone: bool) -> Iterator[None]:
-    """Use a device together with this machine's other workers, or alone.
+def lock(home: Path, device: str, *, exclusive: bool) -> Iterator[None]:
+    """Use a device together with other workers of this machine, or exclusively.
 
-    A trial that ran out of memory is tried again with the device to itself: it waits until the
-    other workers' trials there have ended, and theirs wait for it.
+    A trial that ran out of memory is tried again with an exclusive lock: it waits until the other
+    trials on the device have ended, and the next ones wait for it.
 
     Args:
-        home: The folder that this machine's workers share.
+        home: The folder that the workers of this machine share.
         device: The device's name.
-        alone: Whether nobody else may use it meanwhile.
+        exclusive: Whether no other worker may use the device meanwhile.
     """
     folder = home / "devices"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{device.replace(':', '-')}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
 
 
-def places(devices: str, workers: int | None, per_device: int) -> list[Device]:
+def one_per_worker(devices: str, workers: int | None, per_device: int) -> list[Device]:
     """One device for each worker of this machine.
 
     Args:
         devices: ``auto``, ``cpu`` or ``gpu:0,1``.
-        workers: How many; None: one for each GPU's ``per_device`` share, on CPUs one for every
-            two cores.
+        workers: How many; None: ``per_device`` on each GPU, or one for every two CPU cores.
         per_device: Workers that share one GPU.
 
     Raises:
@@ -149,25 +92,24 @@ def places(devices: str, workers: int | None, per_device: int) -> list[Device]:
             raise ConfigurationError(f"--{name} must be at least 1, not {count}")
     numbers = _gpu_numbers(devices)
     if not numbers:
-        return _cpu_places(workers or max(1, cores() // 2))
+        return _cpu_devices(workers or max(1, usable_cores() // 2))
     count = workers or len(numbers) * per_device
-    threads = max(1, cores() // count)
+    threads = max(1, usable_cores() // count)
     return [Device(f"gpu:{numbers[i % len(numbers)]}", threads) for i in range(count)]
 
 
-def _cpu_places(count: int) -> list[Device]:
-    """Equal shares of the threads; of the cores too, where the shares come to all of them.
+def _cpu_devices(count: int) -> list[Device]:
+    """Equal shares of the threads; of the cores too, if the shares use all of them.
 
-    Workers that leave cores free are not bound: another pool's might sit on the same ones while
-    others idle.
+    Workers that leave cores free are not bound: another pool's workers might be bound to the same
+    cores while others are idle.
     """
-    threads = max(1, cores() // count)
-    affinity = getattr(os, "sched_getaffinity", None)
-    mine = sorted(affinity(0)) if affinity else []
-    if count * threads != len(mine):
+    threads = max(1, usable_cores() // count)
+    available = affinity()
+    if count * threads != len(available):
         return [Device("cpu", threads)] * count
-    starts = range(0, len(mine), threads)
-    return [Device("cpu", threads, tuple(mine[start : start + threads])) for start in starts]
+    starts = range(0, len(available), threads)
+    return [Device("cpu", threads, tuple(available[at : at + threads])) for at in starts]
 
 
 def _gpu_numbers(devices: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""GPUs: which there are and what of their memory is taken, asked without waking TensorFlow."""
+"""GPUs: their numbers and memory, as nvidia-smi reports them; TensorFlow is not imported."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from service.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Memory:
-    """A GPU's memory in MiB, as all processes together use it."""
+    """Memory of a GPU in MiB; ``used`` counts all processes."""
 
     used: float
     total: float
 
 
 def visible() -> list[str]:
-    """The GPUs that may be used, as CUDA numbers them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [part.strip() for part in given.split(",") if part.strip() not in ("", "-1")]
-    lines = _ask("-L")
+    """The GPUs that this process may use, as CUDA numbers them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [part.strip() for part in listed.split(",") if part.strip() not in ("", "-1")]
+    lines = _nvidia_smi("-L")
     return [str(index) for index, line in enumerate(lines) if line.startswith("GPU ")]
 
 
 def memory(number: str) -> Memory:
-    """What one GPU has, and has given away.
+    """The memory of one GPU.
 
     Args:
-        number: As CUDA numbers it.
+        number: The GPU as CUDA numbers it.
 
     Raises:
-        ConfigurationError: nvidia-smi is missing or knows no such GPU.
+        ConfigurationError: nvidia-smi is missing, or knows no such GPU.
     """
     query = "--query-gpu=memory.used,memory.total"
-    lines = _ask(query, "--format=csv,noheader,nounits", "-i", number)
+    lines = _nvidia_smi(query, "--format=csv,noheader,nounits", "-i", number)
     try:
         used, total = map(float, (lines or [""])[0].split(","))
     except ValueError:
         raise ConfigurationError(
-            f"nvidia-smi does not tell the memory of GPU {number}: give --per-device a number"
+            f"nvidia-smi does not report the memory of GPU {number}: set --per-device to a number"
         ) from None
     return Memory(used, total)
 
 
-def _ask(*arguments: str) -> list[str]:
-    """The lines that nvidia-smi answers; none where it is missing or fails."""
+def _nvidia_smi(*arguments: str) -> list[str]:
+    """The lines that nvidia-smi prints; none if it is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     command = [tool, *arguments]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return told.stdout.splitlines() if told.returncode == 0 else []
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else []

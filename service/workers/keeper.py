@@ -1,8 +1,8 @@
-"""LeaseKeeper: the thread that renews a worker's lease and hears the study's orders.
+"""LeaseKeeper: the thread that renews a worker's lease and reads the study's orders.
 
-It also writes the parameters that a trial has suggested but not yet reported on, within a second
-or so, and lets go of the database's connection while an epoch takes long, so that more workers
-than the server has connections can share it.
+It also writes, about once a second, the parameters that a trial has suggested but not reported
+on yet. During a long epoch it returns the database connection, so that the server needs fewer
+connections than there are workers.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ log = logging.getLogger("studyhall")
 
 
 class LeaseKeeper(threading.Thread):
-    """Renews every third of a lease's length, for as long as the worker lives.
+    """Renews the lease three times in its length, until the worker ends.
 
-    It outlives every database error: the next renewal tries again, and a lease that expired
-    meanwhile is either renewed, if nobody has taken the trial over, or found to be stale.
+    It survives every database error and tries again at the next renewal. If the lease has
+    expired meanwhile, it is renewed unless another worker has taken the trial over.
 
     Args:
         engine: The database.
-        worker: Name of the worker, whose ``seen_at`` is kept fresh too.
+        worker: Name of the worker, whose presence is refreshed too.
         seconds: Length of a lease.
-        storage: The worker's storage, whose waiting parameters are written.
-        when_late: Called once for a trial that runs when the study's time is over.
+        storage: The worker's storage, whose unwritten parameters are written.
+        on_study_timeout: Called once for a trial that runs when the study's time is over.
+
+    Attributes:
+        orders: The study's orders, as of the last renewal.
     """
 
     def __init__(
@@ -46,26 +49,26 @@ class LeaseKeeper(threading.Thread):
         worker: str,
         seconds: float,
         storage: StudyStorage,
-        when_late: Callable[[], None],
+        on_study_timeout: Callable[[], None],
     ) -> None:
         super().__init__(name="lease-keeper", daemon=True)
         self._engine = engine
         self._worker = worker
         self._seconds = seconds
         self._storage = storage
-        self._when_late = when_late
+        self._on_study_timeout = on_study_timeout
         self._lock = threading.Lock()
         self._lease: Lease | None = None
+        self._stale = False
         self._ended = threading.Event()
         self.orders = Orders(None, False)
-        self.stale = False
 
-    def hold(self, lease: Lease | None) -> None:
-        """Renew this lease from now on; None: there is nothing to renew."""
+    def set_lease(self, lease: Lease | None) -> None:
+        """Renew this lease from now on, or none."""
         with self._lock:
             self._lease = lease
+            self._stale = False
             self.orders = Orders(None, False)
-            self.stale = False
 
     def stop(self) -> None:
         """End the thread and wait for it."""
@@ -77,39 +80,39 @@ class LeaseKeeper(threading.Thread):
         due = time.monotonic() + interval
         while not self._ended.wait(min(1.0, interval)):
             try:
-                # The storage's lock is not held while the database is waited for: training
-                # goes on without it.
-                with SharedConnection.of(self._engine).hurry():
-                    self._flush()
+                # With a single try, this thread does not hold the storage's lock while the
+                # database is away, and training continues.
+                with SharedConnection.of(self._engine).without_retries():
+                    self._write_parameters()
                     if time.monotonic() >= due:
                         due = time.monotonic() + interval
-                        self._appear()
+                        self._refresh()
             except (SQLAlchemyError, StorageInternalError) as error:
                 reason = str(error).splitlines()[0]
                 log.warning("the lease could not be renewed, trying again: %s", reason)
 
-    def _appear(self) -> None:
-        link = SharedConnection.of(self._engine)
-        training = link.idle > self._seconds / 6
-        presence.seen(self._engine, self._worker)
-        self._renew()
-        if training:
-            link.rest()
-
-    def _renew(self) -> None:
-        with self._lock:
-            if self._lease is None or self.stale:
-                return
-            known = self.orders.late
-            try:
-                self.orders = leases.renew(self._engine, self._lease, self._seconds)
-            except StaleLease:
-                self.stale = True
-            if self.orders.late and not known:
-                self._when_late()
-
-    def _flush(self) -> None:
+    def _write_parameters(self) -> None:
         try:
             self._storage.flush()
         except StaleLease:
-            self.stale = True
+            self._stale = True
+
+    def _refresh(self) -> None:
+        connection = SharedConnection.of(self._engine)
+        unused = connection.idle > self._seconds / 6
+        presence.refresh(self._engine, self._worker)
+        self._renew()
+        if unused:
+            connection.release()
+
+    def _renew(self) -> None:
+        with self._lock:
+            if self._lease is None or self._stale:
+                return
+            late_before = self.orders.late
+            try:
+                self.orders = leases.renew(self._engine, self._lease, self._seconds)
+            except StaleLease:
+                self._stale = True
+            if self.orders.late and not late_before:
+                self._on_study_timeout()

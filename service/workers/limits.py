@@ -1,4 +1,4 @@
-"""Limits: when a worker process is replaced by a fresh one, since TensorFlow leaks."""
+"""Limits: when a worker process is replaced by a fresh one, since TensorFlow leaks memory."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from dataclasses import dataclass
 
 import psutil
 
+RECYCLE = 75
+"""Exit code of a worker that asks for a fresh process in its place; EX_TEMPFAIL of sysexits.h."""
+
 
 @dataclass(frozen=True)
 class Limits:
-    """When a worker process is replaced, since TensorFlow leaks.
+    """The limits of one worker process.
 
     Attributes:
-        trials: After so many trials, or never.
-        rss: Above so much resident memory, in bytes, or never.
+        trials: The most trials that it runs, or None.
+        rss: Resident memory in bytes above which it runs no further trial, or None.
     """
 
     trials: int | None = None
     rss: int | None = None
 
     def reached(self, trials: int) -> bool:
-        """Whether this process has run enough."""
+        """Whether this process, after so many trials, is to be replaced."""
         if self.trials is not None and trials >= self.trials:
             return True
         return self.rss is not None and psutil.Process().memory_info().rss > self.rss

@@ -1,51 +1,52 @@
-"""GpuCapacity: how many workers share a GPU, measured by the first trial's memory.
+"""GpuCapacity: how many workers fit on a GPU, measured by the memory of the first trial.
 
-TensorFlow and JAX, told to grow as they need, never give memory back: what a GPU's memory has
-grown by when the first trial has ended is that trial's peak, with all that the process itself
-takes. Later trials may need more. One that runs out of memory is tried again with the device to
-itself, so a guess that was too high costs time, not trials.
+TensorFlow and JAX allocate GPU memory as they need it and never return it. So what a GPU's used
+memory has grown by when the first trial ends is the peak of that trial and of its process. Later
+trials may need more: a trial that runs out of memory is tried again alone on its device, so too
+high an estimate costs time, not trials.
 """
 
 from __future__ import annotations
 
 from service.workers import gpus
-from service.workers.devices import Device, cores
+from service.workers.cores import usable_cores
+from service.workers.devices import Device
+from service.workers.gpus import Memory
 
 SHARE = 0.9
-"""Of a GPU's memory, what its workers may take together."""
+"""The share of a GPU's memory that its workers may use together."""
 
 
 class GpuCapacity:
-    """The GPUs of a pool that has one worker on each, to begin with.
+    """The GPUs of a pool that starts with one worker on each.
 
     Args:
-        places: These workers' devices.
+        devices: The devices of these workers.
 
     Raises:
-        ConfigurationError: nvidia-smi does not tell what a GPU has.
+        ConfigurationError: nvidia-smi does not report the memory of a GPU.
     """
 
-    def __init__(self, places: list[Device]) -> None:
-        self._places = places
-        self._before = [gpus.memory(place.number) for place in places]
+    def __init__(self, devices: list[Device]) -> None:
+        self._devices = devices
+        self._before = [gpus.memory(device.number) for device in devices]
 
-    def more(self) -> list[Device]:
-        """Places for further workers, now that a trial has ended on each of the GPUs."""
+    def more_devices(self) -> list[Device]:
+        """One device for each further worker, once a trial has ended on every GPU."""
+        most = max(1, usable_cores() // len(self._devices))
         counts = [
-            fitting(before, gpus.memory(place.number))
-            for place, before in zip(self._places, self._before, strict=True)
+            min(most, workers_that_fit(before, gpus.memory(device.number)))
+            for device, before in zip(self._devices, self._before, strict=True)
         ]
-        most = max(1, cores() // len(self._places))
-        counts = [min(count, most) for count in counts]
-        threads = max(1, cores() // sum(counts))
+        threads = max(1, usable_cores() // sum(counts))
         return [
-            Device(place.name, threads)
-            for place, count in zip(self._places, counts, strict=True)
+            Device(device.name, threads)
+            for device, count in zip(self._devices, counts, strict=True)
             for _ in range(count - 1)
         ]
 
 
-def fitting(before: gpus.Memory, after: gpus.Memory) -> int:
-    """How many workers fit on a GPU, of which the first one took it from before to after."""
-    taken = max(1.0, after.used - before.used)
-    return max(1, int((SHARE * after.total - before.used) / taken))
+def workers_that_fit(before: Memory, after: Memory) -> int:
+    """How many workers fit on a GPU whose first worker raised its used memory so far."""
+    per_worker = max(1.0, after.used - before.used)
+    return max(1, int((SHARE * after.total - before.used) / per_worker))

@@ -1,4 +1,4 @@
-"""A shell on a fresh database."""
+"""Fixture: a `Shell` on a fresh database."""
 
 from __future__ import annotations
 

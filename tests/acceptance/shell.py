@@ -1,4 +1,4 @@
-"""Shell: the real command, started as a user starts it; and patience."""
+"""Shell: the real command, in a process of its own; and waiting for a condition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "service"]
 
 @dataclass
 class Shell:
-    """Runs `studyhall` against one database, in a folder where the stubs are."""
+    """Runs `studyhall` against one database, in the folder of the stubs."""
 
     environment: dict[str, str]
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Shell:
         return json.loads(self(*words).stdout)
 
     def progress(self, study: str) -> Progress:
-        """Where the study stands, asked without starting a process."""
+        """The progress of a study, without starting a process."""
         return connect(self.environment["STUDYHALL_DATABASE_URL"]).study(study).progress()
 
     def start(self, *words: str) -> subprocess.Popen[str]:
@@ -58,11 +58,11 @@ class Shell:
         return process
 
 
-def eventually(look: Callable[[], Any], seconds: float = 30.0, every: float = 0.1) -> Any:
-    """Look again and again until there is something to see."""
+def eventually(condition: Callable[[], Any], seconds: float = 30.0, every: float = 0.1) -> Any:
+    """Repeat the condition until it is true; return its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if seen := look():
-            return seen
+        if value := condition():
+            return value
         time.sleep(every)
-    raise AssertionError(f"nothing to see within {seconds} s")
+    raise AssertionError(f"the condition is not true within {seconds} s")

@@ -1,4 +1,4 @@
-"""The command as its user meets it: promises of output, exit codes, one-line errors."""
+"""The command: its output, its exit codes, its one-line errors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import optuna
 import pytest
-from gpu import install
+from fake_nvidia_smi import install
 from shell import Shell, eventually
 
-from service.workers.devices import cores
+from service.workers.cores import usable_cores
 
 STATUS_KEYS = [
     "study",
@@ -101,7 +101,7 @@ def test_database_commands(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         ("run mnist-mpl", 2, "did you mean 'mnist-mlp'"),
         ("run stubs:nothing", 2, "module 'stubs' has no 'nothing'"),
@@ -122,14 +122,14 @@ def test_database_commands(shell: Shell) -> None:
         ("run stubs:quick --path /nowhere", 2, "does not exist"),
         ("run stubs:quick --study -dash", 2, "does not begin with a dash"),
         ("run stubs:quick --study=", 2, "a study cannot be called ''"),
-        ("run leaving:objective", 2, "cannot be imported: SystemExit: 5"),
+        ("run exits_at_import:objective", 2, "cannot be imported: SystemExit: 5"),
         ("run mnist-mlp --sampler tpee", 2, "known: tpe"),
         ("run stubs:quick --timeout soon", 2, "not a duration"),
         ("run stubs:quick --workers 0", 2, "--workers must be at least 1"),
         ("run stubs:quick --per-device 0", 2, "--per-device must be at least 1"),
         ("run stubs:quick --per-device some", 2, "neither a number nor auto"),
         ("run stubs:quick --workers 2 --per-device auto", 2, "exclude each other"),
-        ("run stubs:quick --devices gpu:0 --per-device auto", 2, "nvidia-smi does not tell"),
+        ("run stubs:quick --devices gpu:0 --per-device auto", 2, "nvidia-smi does not report"),
         ("run stubs:quick --devices tpu", 2, "--devices takes auto, cpu or gpu"),
         ("run stubs:with_data --direction minimize", 2, "direction is maximize"),
         ("run mnist-mlp --set epoch=3", 2, "epochs"),
@@ -147,11 +147,11 @@ def test_database_commands(shell: Shell) -> None:
     ],
 )
 def test_a_mistake_is_one_line_and_its_exit_code(
-    shell: Shell, words: str, code: int, said: str
+    shell: Shell, words: str, code: int, message: str
 ) -> None:
     done = shell(*words.split(), check=False)
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr and "secret" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert shell.json("status", "--json") == []
@@ -160,7 +160,7 @@ def test_a_mistake_is_one_line_and_its_exit_code(
 def test_options_that_contradict_the_stored_spec_are_refused(shell: Shell) -> None:
     shell("create", "stubs:with_data", "--study", "c", "--trials", "3", "--seed", "7")
     shell("create", "stubs:with_data", "--study", "c", "--trials", "3", "--seed", "7")
-    for words, said in (
+    for words, message in (
         (["--trials", "4"], "trials is 3, not 4"),
         (["--seed", "8"], "seed is 7, not 8"),
         (["--pruner", "none"], "pruner is 'median', not 'none'"),
@@ -168,7 +168,7 @@ def test_options_that_contradict_the_stored_spec_are_refused(shell: Shell) -> No
     ):
         done = shell("run", "stubs:with_data", "--study", "c", *words, check=False)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
 
 
 def test_other_data_are_refused_with_both_sources(shell: Shell) -> None:
@@ -178,7 +178,7 @@ def test_other_data_are_refused_with_both_sources(shell: Shell) -> None:
     assert "folder b" in done.stdout and "folder a" in done.stdout
 
 
-def test_a_study_of_plain_optunas_is_left_alone(shell: Shell) -> None:
+def test_a_study_of_plain_optuna_is_refused(shell: Shell) -> None:
     url = shell("db", "url").stdout.strip()
     optuna.create_study(study_name="theirs", storage=url).optimize(lambda _: 1.0, n_trials=2)
     for words in (["status", "theirs"], ["run", "stubs:quick", "--study", "theirs"]):
@@ -188,7 +188,7 @@ def test_a_study_of_plain_optunas_is_left_alone(shell: Shell) -> None:
     assert len(optuna.load_study(study_name="theirs", storage=url).trials) == 2
 
 
-def test_resume_cannot_take_back_what_was_begun(shell: Shell) -> None:
+def test_resume_refuses_a_total_below_the_trials_begun(shell: Shell) -> None:
     shell("run", "stubs:quick", "--study", "r", "--trials", "4")
     done = shell("resume", "r", "--trials", "3", check=False)
     assert (done.returncode, "begun 4 trials already" in done.stderr) == (2, True)
@@ -196,7 +196,7 @@ def test_resume_cannot_take_back_what_was_begun(shell: Shell) -> None:
     assert "is finished; there is nothing to stop" in shell("stop", "r").stdout
 
 
-def test_a_study_whose_time_is_over_says_so(shell: Shell) -> None:
+def test_a_study_whose_time_is_over_ends_with_a_message(shell: Shell) -> None:
     words = ["--study", "l", "--timeout", "1s", "--trials", "9", "--workers", "1"]
     done = shell("run", "stubs:slow", *words, check=False)
     assert (done.returncode, "the time of study 'l' is spent" in done.stderr) == (1, True)
@@ -215,20 +215,18 @@ def test_a_study_whose_trials_all_fail_ends_with_one(shell: Shell) -> None:
     assert (done.returncode, "no trial" in done.stderr) == (1, True)
 
 
-def test_workers_join_a_gpu_once_the_first_trial_has_shown_what_it_takes(
-    shell: Shell, tmp_path: Path
-) -> None:
-    told, shell.environment["PATH"] = install(tmp_path)
+def test_more_workers_join_a_gpu_after_its_first_trial(shell: Shell, tmp_path: Path) -> None:
+    memory, shell.environment["PATH"] = install(tmp_path)
     shell.environment["STUB_STEPS"] = "20"
     shell("create", "stubs:slow", "--study", "gpu", "--trials", "6")
     pool = shell.start("worker", "gpu", "--devices", "gpu:0", "--per-device", "auto")
     eventually(lambda: shell.progress("gpu").running == 1)
-    told.write_text("8000, 80000")
-    said, _ = pool.communicate(timeout=60)
-    assert pool.returncode == 0, said
-    assert f"{min(9, cores())} workers fit on the devices here" in said
+    memory.write_text("8000, 80000")
+    output, _ = pool.communicate(timeout=60)
+    assert pool.returncode == 0, output
+    assert f"{min(9, usable_cores())} workers fit on the devices here" in output
     attempts = [
         a for row in shell.json("trials", "gpu", "--format", "json") for a in row["history"]
     ]
     assert {attempt["device"] for attempt in attempts} == {"gpu:0"}
-    assert len({attempt["worker"] for attempt in attempts}) == min(9, cores())
+    assert len({attempt["worker"] for attempt in attempts}) == min(9, usable_cores())

@@ -1,4 +1,4 @@
-"""Workers and pools are killed, stopped and interrupted; the study loses nothing."""
+"""Crashes: workers and pools are killed, stopped and interrupted; the study loses nothing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_a_killed_workers_trial_is_finished_under_the_same_number(
     pool = shell.start("run", "stubs:first_hangs", "--study", "k", "--trials", "6")
     pid = int(eventually(lambda: marker.exists() and marker.read_text()))
     os.kill(pid, signal.SIGKILL)
-    said, _ = pool.communicate(timeout=60)
-    assert pool.returncode == 0, said
-    assert "died (SIGKILL)" in said
+    output, _ = pool.communicate(timeout=60)
+    assert pool.returncode == 0, output
+    assert "died (SIGKILL)" in output
     finished = rows(shell, "k")
     assert [row["number"] for row in finished] == list(range(6))
     assert [row["attempts"] for row in finished] == [1, 1, 2, 1, 1, 1]
@@ -83,15 +83,15 @@ def test_interrupt_gives_130_and_resume_goes_on(shell: Shell) -> None:
     assert {row["state"] for row in finished} == {"complete"}
 
 
-def test_a_terminals_interrupt_reaches_workers_twice_and_costs_no_attempt(shell: Shell) -> None:
-    shell("create", "stubs:late", "--study", "g", "--trials", "3")
+def test_ctrl_c_in_a_terminal_reaches_workers_twice_and_interrupts_them_once(shell: Shell) -> None:
+    shell("create", "stubs:checks_rarely", "--study", "g", "--trials", "3")
     pool = shell.start("worker", "g", "--workers", "2")
     eventually(lambda: shell.progress("g").running == 2)
     for process in (pool, *psutil.Process(pool.pid).children()):
         process.send_signal(signal.SIGINT)
-    said, _ = pool.communicate(timeout=15)
+    output, _ = pool.communicate(timeout=15)
     assert pool.returncode == 130
-    assert said.count("interrupted (preempted)") == 2
+    assert output.count("interrupted (preempted)") == 2
     assert shell.progress("g").interrupted == 2
 
 
@@ -101,9 +101,9 @@ def test_stop_from_elsewhere_ends_the_workers_and_resume_undoes_it(shell: Shell)
     pool = shell.start("worker", "h", "--workers", "2")
     eventually(lambda: shell.progress("h").running == 2)
     shell("stop", "h")
-    said, _ = pool.communicate(timeout=15)
+    output, _ = pool.communicate(timeout=15)
     assert pool.returncode == 0
-    assert "stopped by the user" in said
+    assert "stopped by the user" in output
     assert shell.progress("h").state == "stopped"
     assert "stopped by the user" in shell("worker", "h").stdout
     shell("resume", "h", "--workers", "2")
@@ -115,18 +115,18 @@ def test_sigterm_ends_a_pool_with_zero_and_its_trials_are_interrupted(shell: She
     pool = shell.start("worker", "t", "--workers", "2")
     eventually(lambda: shell.progress("t").running == 2)
     pool.send_signal(signal.SIGTERM)
-    said, _ = pool.communicate(timeout=15)
+    output, _ = pool.communicate(timeout=15)
     assert pool.returncode == 0
-    assert "go on with: studyhall resume t" in said
+    assert "go on with: studyhall resume t" in output
     assert shell.progress("t").interrupted == 2
 
 
-def test_a_worker_that_no_signal_reaches_is_killed_when_its_trial_is_overdue(
+def test_a_worker_that_blocks_signals_is_killed_when_its_trial_is_overdue(
     shell: Shell,
 ) -> None:
     words = ["--study", "u", "--trials", "3", "--trial-timeout", "1s", "--workers", "1"]
-    said = shell("run", "stubs:unreachable", *words).stdout
-    assert "does not listen although its trial's time is over" in said
+    output = shell("run", "stubs:blocks_signals", *words).stdout
+    assert "ignores that its trial's time is over" in output
     finished = rows(shell, "u")
     assert [(row["state"], row["cause"]) for row in finished] == [
         ("fail", "timeout"),

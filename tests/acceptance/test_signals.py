@@ -1,4 +1,4 @@
-"""Signals reach a worker while TensorFlow computes on the thread that gets them."""
+"""Signals: they may interrupt TensorFlow on the thread that handles them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 TRAIN = """
 import signal
-from service.workers.worker import give_signals_a_stack
-give_signals_a_stack()
+from service.workers.signals import use_signal_stack
+use_signal_stack()
 import optuna
 from objectives import mnist
 
-heard = []
-signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
+alarms = []
+signal.signal(signal.SIGALRM, lambda *_: alarms.append(1))
 signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
 objective = mnist.mlp.configured({"epochs": 25, "patience": None}, data="synthetic")
 objective(optuna.trial.FixedTrial({
@@ -23,11 +23,11 @@ objective(optuna.trial.FixedTrial({
     "optimizer": "adam", "learning_rate": 0.0004,
 }))
 signal.setitimer(signal.ITIMER_REAL, 0)
-print("heard" if heard else "undisturbed")
+print("alarmed" if alarms else "undisturbed")
 """
 
 
-def test_a_signal_in_mid_training_leaves_the_heap_alone() -> None:
+def test_a_signal_in_mid_training_does_not_corrupt_the_heap() -> None:
     one = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-c", TRAIN],
@@ -39,4 +39,4 @@ def test_a_signal_in_mid_training_leaves_the_heap_alone() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "heard"
+    assert done.stdout.strip() == "alarmed"

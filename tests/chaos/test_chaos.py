@@ -185,7 +185,7 @@ def orphans(chaos: Chaos) -> list[int]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "environ"]):
         environment = process.info["environ"] or {}
-        if environment.get("STUDYHALL_HOME") == str(chaos.home) and "service.workers.worker" in (
+        if environment.get("STUDYHALL_HOME") == str(chaos.home) and "service.workers.process" in (
             process.info["cmdline"] or []
         ):
             found.append(process.pid)

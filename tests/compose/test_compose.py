@@ -181,7 +181,7 @@ print(study.best.number in range(3), len(study.trials()), study.progress().state
 
 
 def test_a_cpu_limit_bounds_the_threads(stack: Stack) -> None:
-    script = "from service import devices; print(devices.cores())"
+    script = "from service.workers.cores import usable_cores; print(usable_cores())"
     limited = stack.with_study("shelled", cpus="1")
     printed = limited("run", "--rm", "-T", "--no-deps", "--entrypoint", "python", "worker",
                       "-c", script)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Trials go on from their checkpoints; what cannot go on ends with its cause."""
+"""Continuation: trials go on from their checkpoints, or end with a cause."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from service import Budget, Hall, Spec, Study
-from service.artifacts.checkpoints import Store
+from service.artifacts.store import Store
 from service.storage import leases
-from service.workers.limits import NO_LIMITS, Limits
-from service.workers.worker import RECYCLE, Worker
+from service.workers.limits import NO_LIMITS, RECYCLE, Limits
+from service.workers.worker import Worker
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ def test_preempted_attempts_do_not_count_as_deaths(hall: Hall) -> None:
     assert study.records()[0]["state"] == "complete"
 
 
-def test_out_of_memory_is_tried_once_more_alone_then_fails(
+def test_a_trial_out_of_memory_is_tried_once_more_alone_then_fails(
     hall: Hall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUB_MARKER", str(tmp_path / "marker"))
-    study = new(hall, "hungry", 3)
+    study = new(hall, "out_of_memory", 3)
     codes = []
     while study.progress().state != "finished":
         codes.append(work(hall, study, f"w{len(codes)}"))
@@ -135,11 +135,11 @@ def test_out_of_memory_is_tried_once_more_alone_then_fails(
     assert (third["state"], third["attempts"]) == ("complete", 1)
 
 
-@pytest.mark.parametrize("objective", ["slow", "deaf"])
+@pytest.mark.parametrize("objective", ["slow", "unresponsive"])
 def test_a_trial_timeout_fails_the_trial_and_the_worker_goes_on(
     hall: Hall, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
-    monkeypatch.setattr("service.workers.worker.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("service.workers.stop_requests.RESPONSE_SECONDS", 0.2)
     study = new(hall, objective, 2, trial_timeout=0.4)
     began = time.monotonic()
     assert work(hall, study, "w1") == 0

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, and only that, and names what mends it."""
+"""Doctor: it finds what is wrong, nothing else, and names the cure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import stubs
 from service import Budget, Hall, Settings, Spec, Study, UnknownStudy, doctor
 from service.storage import leases
 from service.studies import registry
-from service.workers import presence as roll
+from service.workers import presence
+from service.workers.presence import WorkerProcess
 
 
 def problems(hall: Hall, study: str | None = None) -> list[str]:
@@ -25,26 +26,28 @@ def test_nothing_is_wrong_with_a_new_study(hall: Hall, study: Study) -> None:
 def test_an_interrupted_trial_can_be_taken_over(hall: Hall, study: Study) -> None:
     leases.claim(hall.engine, study.study_id, "gone", 0.0)
     (found,) = problems(hall)
-    assert "trial 0 was interrupted with worker gone; it can be taken over now" in found
+    assert "worker gone has left trial 0, which can be taken over now" in found
     assert "studyhall resume plain" in found
 
 
-def test_a_trial_that_was_given_back_can_be_taken_over(hall: Hall, study: Study) -> None:
+def test_a_released_trial_can_be_taken_over(hall: Hall, study: Study) -> None:
     lease = leases.claim(hall.engine, study.study_id, "polite", 50.0)
     assert lease is not None
     leases.release(hall.engine, lease, "preempted")
     (found,) = problems(hall)
-    assert "trial 0 was interrupted with worker polite; it can be taken over now" in found
+    assert "worker polite has left trial 0, which can be taken over now" in found
 
 
-def test_a_lease_of_a_worker_that_is_gone_says_when(hall: Hall, study: Study) -> None:
+def test_the_trial_of_a_dead_worker_can_be_taken_over_when_its_lease_expires(
+    hall: Hall, study: Study
+) -> None:
     leases.claim(hall.engine, study.study_id, "gone", 50.0)
     (found,) = problems(hall)
-    assert "it can be in 50 s" in found or "it can be in 49 s" in found
+    assert "taken over in 50 s" in found or "taken over in 49 s" in found
 
 
 def test_a_silent_worker_is_named(hall: Hall, study: Study) -> None:
-    roll.join(hall.engine, study.study_id, roll.Worker("quiet", "far", 7, "gpu:0"))
+    presence.join(hall.engine, study.study_id, WorkerProcess("quiet", "far", 7, "gpu:0"))
     with hall.engine.begin() as connection:
         silence = "UPDATE service.workers SET seen_at = now() - interval '99 seconds'"
         connection.execute(sqlalchemy.text(silence))
@@ -52,13 +55,13 @@ def test_a_silent_worker_is_named(hall: Hall, study: Study) -> None:
     assert "worker quiet (host far, pid 7) has been silent for 99 s" in found or "100 s" in found
 
 
-def test_a_stopped_study_says_why_and_how_to_go_on(hall: Hall, study: Study) -> None:
+def test_a_stopped_study_is_found_with_its_reason(hall: Hall, study: Study) -> None:
     study.stop("the objective is broken")
     (found,) = problems(hall, "plain")
     assert found == "is stopped: the objective is broken -> studyhall resume plain"
 
 
-def test_running_trials_that_nobody_leased_are_optunas(hall: Hall, study: Study) -> None:
+def test_running_trials_without_a_lease_are_plain_optunas(hall: Hall, study: Study) -> None:
     study.optuna.ask()
     (found,) = problems(hall)
     assert "1 RUNNING trials have no lease" in found
@@ -69,7 +72,7 @@ def test_an_objective_that_cannot_be_imported_here(hall: Hall, study: Study) -> 
         elsewhere = """UPDATE service.studies SET spec = spec || '{"objective": "gone:f"}'"""
         connection.execute(sqlalchemy.text(elsewhere))
     (found,) = problems(hall)
-    assert "no worker on this machine can serve it" in found and "--path" in found
+    assert "no worker on this machine can run it" in found and "--path" in found
 
 
 def test_other_data_here(hall: Hall, tmp_path: Path) -> None:

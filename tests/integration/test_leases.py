@@ -1,4 +1,4 @@
-"""Claims are exact, leases are fenced, and interrupted trials are taken over."""
+"""Leases: claims are exact, old tokens are refused, interrupted trials are taken over."""
 
 from __future__ import annotations
 
@@ -150,14 +150,16 @@ def test_enqueued_trials_come_first_and_count(hall: Hall, study: Study) -> None:
     assert [lease.number for lease in rest if lease] == list(range(1, 10))
 
 
-def test_a_stopped_study_gives_no_claim_until_it_is_resumed(hall: Hall, study: Study) -> None:
+def test_a_stopped_study_has_nothing_to_claim_until_it_is_resumed(
+    hall: Hall, study: Study
+) -> None:
     study.stop()
     assert claim(study, hall) is None
     study.resume()
     assert claim(study, hall) is not None
 
 
-def test_a_holder_hears_of_the_stop_when_it_renews(hall: Hall, study: Study) -> None:
+def test_a_renewal_returns_the_stop_reason(hall: Hall, study: Study) -> None:
     lease = claim(study, hall)
     assert lease is not None
     assert leases.renew(hall.engine, lease, LONG).stop_reason is None
@@ -179,8 +181,8 @@ def test_resume_extends_the_budget_to_the_new_total(hall: Hall, study: Study) ->
 def test_the_wall_clock_starts_with_the_first_claim_and_ends_the_study(hall: Hall) -> None:
     study = hall.create("timed", Spec("stubs:quick"), Budget(None, timeout=1000))
     lost = claim(study, hall, "w1", OVER)
-    held = claim(study, hall, "w2")
-    assert lost is not None and held is not None and held.trial_id == lost.trial_id
+    again = claim(study, hall, "w2")
+    assert lost is not None and again is not None and again.trial_id == lost.trial_id
     leases.free(hall.engine, "w2")
     with hall.engine.begin() as connection:
         connection.execute(sqlalchemy.text("UPDATE service.studies SET deadline = now()"))

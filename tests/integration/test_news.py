@@ -216,9 +216,9 @@ def test_a_connection_plans_anew_as_the_tables_grow(
 
 def values_touched(storage: StudyStorage) -> int:
     """How many index entries of trial_values this storage's connection has read so far."""
-    storage._connection.ask("SELECT pg_stat_force_next_flush()")
+    storage._connection.query("SELECT pg_stat_force_next_flush()")
     return int(
-        storage._connection.ask(
+        storage._connection.query(
             "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'trial_values'"
         )
     )
@@ -228,7 +228,7 @@ def new_documents(reader: StudyStorage, study_id: int) -> list[list[Any]]:
     """The documents that the next look at whole trials would bring, without looking."""
     position = reader._caches[study_id].trials.position
     asked = {"p_study": study_id, **position.arguments(), "p_since": position.since}
-    documents = reader._connection.ask_json(
+    documents = reader._connection.query_json(
         news.READ_TRIALS, asked | {"p_running": True, "p_limit": 2000}
     )[-1]
     return [] if documents is None else documents[1]
@@ -240,7 +240,7 @@ def new_digests(reader: StudyStorage, study_id: int) -> list[list[Any]]:
     asked = news.digest_arguments(study_id, digest_cache) | {
         "p_since": digest_cache.position.since
     }
-    digests: list[list[Any]] = reader._connection.ask_json(
+    digests: list[list[Any]] = reader._connection.query_json(
         news.READ_DIGESTS, asked | {"p_running": True, "p_limit": 2000}
     )[-1]
     return digests

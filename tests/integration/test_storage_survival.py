@@ -154,10 +154,10 @@ def test_a_worker_waits_for_a_connection_of_a_full_server(limited_url: str) -> N
     leaving = threading.Timer(1.0, lambda: (holding.close(), first.dispose()))
     leaving.start()
     began = time.monotonic()
-    assert SharedConnection.of(second).ask("SELECT 1") == 1
+    assert SharedConnection.of(second).query("SELECT 1") == 1
     assert time.monotonic() - began > 0.5
     leaving.join()
-    SharedConnection.of(second).rest()
+    SharedConnection.of(second).release()
     second.dispose()
 
 
@@ -166,7 +166,7 @@ def test_waiting_for_a_database_draws_no_random_number(tmp_path: Path) -> None:
     engine = database.create_engine(f"postgresql:///nowhere?host={tmp_path}")
     before = random.getstate()
     with pytest.raises(sqlalchemy.exc.OperationalError):
-        SharedConnection(engine, patience=0.5).ask("SELECT 1")
+        SharedConnection(engine, retry_seconds=0.5).query("SELECT 1")
     assert random.getstate() == before
 
 

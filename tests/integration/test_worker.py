@@ -1,4 +1,4 @@
-"""One worker: claim, run, record; every way in which a trial can end."""
+"""Worker: it claims, runs and records; every way in which a trial can end."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_median_pruner_prunes_by_what_was_reported(hall: Hall) -> None:
     assert all(len(row["intermediate_values"]) >= 2 for row in pruned)
 
 
-def test_nan_and_infinity_are_failures_never_good_values(hall: Hall) -> None:
+def test_nan_and_infinity_are_failures(hall: Hall) -> None:
     study = new(hall, "not_a_number")
     work(hall, study)
     assert [row["cause"] for row in study.records()] == ["nan", "nan", None, None]
@@ -97,7 +97,7 @@ def test_five_failures_in_a_row_stop_the_worker(hall: Hall) -> None:
     assert "ZeroDivisionError: the divisor was nought" in str(progress.stop_reason)
 
 
-def test_what_is_no_number_is_a_failure_that_says_so(hall: Hall) -> None:
+def test_a_value_that_is_no_number_fails_with_a_message(hall: Hall) -> None:
     study = new(hall, "no_number", 1)
     work(hall, study)
     assert "'high', which is not a number" in study.records()[0]["detail"]
@@ -109,11 +109,11 @@ def test_an_objective_that_interrupts_itself_fails(hall: Hall) -> None:
     assert [(row["state"], row["cause"]) for row in study.records()] == [("fail", "error")] * 2
 
 
-def test_the_wall_clock_ends_an_objective_that_never_asks(
+def test_the_wall_clock_ends_an_objective_that_never_checks_it(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.workers.worker.PATIENCE_SECONDS", 0.2)
-    study = hall.create("deaf", Spec("stubs:deaf"), Budget(None, timeout=1.0))
+    monkeypatch.setattr("service.workers.stop_requests.RESPONSE_SECONDS", 0.2)
+    study = hall.create("unresponsive", Spec("stubs:unresponsive"), Budget(None, timeout=1.0))
     began = time.monotonic()
     assert work(hall, study) == 0
     assert time.monotonic() - began < 10
@@ -157,18 +157,18 @@ def test_a_worker_that_lost_its_lease_writes_nothing_and_goes_on(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = new(hall, "stepped", 3)
-    stolen = []
+    taken = []
 
-    def rob(trial: optuna.Trial) -> float:
-        if trial.number == 0 and not stolen:
+    def takes_the_lease_away(trial: optuna.Trial) -> float:
+        if trial.number == 0 and not taken:
             leases.free(hall.engine, "slow")
-            stolen.append(leases.claim(hall.engine, study.study_id, "thief", 60.0))
+            taken.append(leases.claim(hall.engine, study.study_id, "other", 60.0))
         return stubs.stepped(trial)
 
-    assert Worker(study, hall, rob, "slow", "cpu").run() == 0
+    assert Worker(study, hall, takes_the_lease_away, "slow", "cpu").run() == 0
     rows = study.records()
     assert [row["state"] for row in rows] == ["running", "complete", "complete"]
-    assert (rows[0]["worker"], rows[0]["intermediate_values"]) == ("thief", {})
+    assert (rows[0]["worker"], rows[0]["intermediate_values"]) == ("other", {})
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
@@ -185,11 +185,11 @@ def test_a_signal_releases_the_trial_at_once(
     assert study.attempts()[study.optuna.trials[0]._trial_id][0].cause == "preempted"
 
 
-def test_an_objective_that_listens_to_nothing_is_left_after_a_while(
+def test_an_objective_that_ignores_a_signal_is_interrupted_after_a_while(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.workers.worker.PATIENCE_SECONDS", 0.5)
-    study = new(hall, "deaf")
+    monkeypatch.setattr("service.workers.stop_requests.RESPONSE_SECONDS", 0.5)
+    study = new(hall, "unresponsive")
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     began = time.monotonic()
     assert work(hall, study) == 0
@@ -276,7 +276,7 @@ def test_every_pruner_runs_a_study(hall: Hall, pruner: str, arguments: dict[str,
     assert len(study.records()) == 6
 
 
-def test_the_first_workers_data_are_the_studys_and_others_are_refused(
+def test_the_first_workers_data_become_the_studys_and_others_are_refused(
     hall: Hall, tmp_path: Path
 ) -> None:
     study = new(hall, "with_data", direction="maximize")

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or are passed over; the newest whole one wins."""
+"""Checkpoints: the newest undamaged one is loaded; stores that fail are reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts.checkpoints import Store, TrialCheckpoints
+from service.artifacts.checkpoints import TrialCheckpoints
+from service.artifacts.store import Store
 from service.errors import ConfigurationError
 
 
@@ -32,7 +33,7 @@ def test_the_newest_is_loaded_and_two_are_kept(store: Store) -> None:
     assert store.names("study/3") == ["00000001.ckpt", "00000002.ckpt"]
 
 
-def test_none_is_none(store: Store) -> None:
+def test_without_a_checkpoint_load_returns_none(store: Store) -> None:
     assert TrialCheckpoints(store, "study/4").load() is None
 
 
@@ -47,7 +48,7 @@ def test_none_is_none(store: Store) -> None:
         lambda data: b"not json\nstate",
     ],
 )
-def test_a_damaged_one_gives_way_to_the_one_before_and_says_so(
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_loaded(
     store: Store, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = saved(store, b"first", b"second")
@@ -56,24 +57,24 @@ def test_a_damaged_one_gives_way_to_the_one_before_and_says_so(
     with caplog.at_level(logging.WARNING, "studyhall"):
         found = checkpoints.load()
     assert found is not None and (found.epoch, found.state) == (0, b"first")
-    assert "00000001.ckpt is unusable" in caplog.text
+    assert "00000001.ckpt cannot be used" in caplog.text
 
 
-def test_all_damaged_is_the_beginning(store: Store) -> None:
+def test_if_all_are_damaged_load_returns_none(store: Store) -> None:
     checkpoints = saved(store, b"first", b"second")
     for name in store.names("study/3"):
         store.write(f"study/3/{name}", b"?")
     assert checkpoints.load() is None
 
 
-def test_clear_removes_all(store: Store) -> None:
+def test_clear_deletes_all_checkpoints(store: Store) -> None:
     checkpoints = saved(store, b"first", b"second")
     checkpoints.clear()
     checkpoints.clear()
     assert store.names("study/3") == []
 
 
-def test_what_is_half_written_is_never_seen(tmp_path: Path) -> None:
+def test_a_half_written_file_is_not_loaded(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     checkpoints = saved(store, b"first")
     (tmp_path / "study/3/00000001.ckpt.77-1.tmp").write_bytes(b"half")
@@ -81,7 +82,7 @@ def test_what_is_half_written_is_never_seen(tmp_path: Path) -> None:
     assert found is not None and found.state == b"first"
 
 
-def test_a_store_that_cannot_be_written_is_said_and_survived(
+def test_a_store_that_cannot_be_written_is_logged_and_training_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     blocker = tmp_path / "file"
@@ -91,7 +92,7 @@ def test_a_store_that_cannot_be_written_is_said_and_survived(
         checkpoints.save(0, b"state")
         checkpoints.clear()
         checkpoints.close()
-    assert "no checkpoint could be written" in caplog.text
+    assert "the checkpoint cannot be written" in caplog.text
     assert str(blocker) in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""The line that says what happened is found in any traceback."""
+"""Errors: the headline of a traceback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from service.errors import headline
 
 
-def told(message: str) -> str:
+def traceback_of(message: str) -> str:
     try:
         raise ValueError(message)
     except ValueError as error:
@@ -19,9 +19,9 @@ def told(message: str) -> str:
 @pytest.mark.parametrize(
     ("detail", "line"),
     [
-        (told("boom"), "ValueError: boom"),
-        (told("boom\nsecond line\n  third"), "ValueError: boom"),
-        (told(""), "ValueError"),
+        (traceback_of("boom"), "ValueError: boom"),
+        (traceback_of("boom\nsecond line\n  third"), "ValueError: boom"),
+        (traceback_of(""), "ValueError"),
         ("not a traceback", "not a traceback"),
         ("two\nlines", "two"),
         ("", "no message"),
@@ -33,4 +33,4 @@ def test_headline(detail: str | None, line: str) -> None:
 
 
 def test_a_headline_is_bounded() -> None:
-    assert len(headline(told("x" * 10_000))) == 300
+    assert len(headline(traceback_of("x" * 10_000))) == 300

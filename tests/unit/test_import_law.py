@@ -136,7 +136,7 @@ def test_no_import_is_relative(package: str) -> None:
 
 def test_neither_the_command_nor_the_objectives_load_tensorflow() -> None:
     loaded = "{'tensorflow', 'keras'} & {*sys.modules}"
-    program = f"import sys, service.cli, objectives; print(sorted({loaded}))"
+    program = f"import sys, service.__main__, objectives; print(sorted({loaded}))"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
     )

@@ -1,0 +1,97 @@
+"""Store: files by name, in a folder or at any fsspec URL.
+
+A URL such as ``s3://bucket/prefix`` is for machines that share no folder.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import threading
+
+import fsspec
+
+from service.errors import ConfigurationError
+
+
+class Store:
+    """Files by name.
+
+    Args:
+        url: A folder, or any URL that fsspec can open.
+
+    Raises:
+        ConfigurationError: fsspec does not know the URL's protocol.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(
+                f"the artifact store {url!r} cannot be used: {str(error).splitlines()[0]}"
+            ) from error
+        self.url = url
+        self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+        if self._local and os.path.exists(self._root) and not os.path.isdir(self._root):
+            raise ConfigurationError(
+                f"the artifact store {url!r} cannot be used: it is a file, not a folder"
+            )
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file or nothing. Once this returns, the file survives a power cut.
+
+        An object store itself writes a whole object or nothing.
+        """
+        path = self._path(name)
+        if self._local:
+            _write_durably(path, data)
+        else:
+            self._fs.pipe_file(path, data)
+
+    def read(self, name: str) -> bytes:
+        """Read a file.
+
+        Raises:
+            FileNotFoundError: No file has that name.
+        """
+        return bytes(self._fs.cat_file(self._path(name)))
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in a folder, sorted; none if there is no such folder."""
+        try:
+            paths = self._fs.ls(self._path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(posixpath.basename(path) for path in paths)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, or a folder with all its files. A missing name is no error."""
+        try:
+            self._fs.rm(self._path(name), recursive=True)
+        except FileNotFoundError:
+            return
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._root, name)
+
+
+def _write_durably(path: str, data: bytes) -> None:
+    """Write under a temporary name, sync, and rename."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(os.path.dirname(path))
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the rename durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,113 @@
+"""Work: run a pool of workers on a study, and print how it ended."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+
+from service.cli import display
+from service.cli.console import LiveStatus, err, out
+from service.cli.making import full_path
+from service.cli.options import Placing
+from service.errors import WorkFailed
+from service.studies.hall import Hall
+from service.studies.progress import Progress
+from service.studies.study import Study
+from service.workers.pool import Pool
+
+ENDED = ("finished", "stopped")
+
+
+def work(
+    hall: Hall, study: Study, placing: Placing, data_dir: str | None, path: str | None
+) -> None:
+    """Run a pool on the study, then print how the study stands.
+
+    Exits the command if the pool fails or is interrupted.
+
+    Raises:
+        WorkFailed: The study ended without a complete trial, or failures stopped it.
+    """
+    if study.progress().state not in ENDED:
+        code = run_pool(hall, study, placing, data_dir, path)
+        if code == 130:
+            resume = f"studyhall resume {shlex.quote(study.name)}"
+            err.print(f"interrupted; go on with: {resume}", markup=False)
+        if code:
+            sys.exit(code)
+    conclude(study)
+
+
+def run_pool(
+    hall: Hall, study: Study, placing: Placing, data_dir: str | None, path: str | None
+) -> int:
+    """Run a pool until the study has nothing left; return its exit code."""
+    with LiveStatus(out, study.spec.monitor) as live:
+        pool = Pool(
+            hall,
+            study,
+            placing.devices,
+            live.print_line,
+            live.show,
+            full_path(data_dir),
+            full_path(path),
+            placing.limits,
+            placing.gpu_capacity,
+        )
+        return pool.run()
+
+
+def wait_for_work(study: Study) -> None:
+    """Wait until a stopped or finished study is resumed."""
+    state = study.progress().state
+    if state in ENDED:
+        out.print(f"{study.name} is {state}; waiting until it is resumed", markup=False)
+    while study.progress().state in ENDED:
+        time.sleep(2)
+
+
+def conclude(study: Study) -> None:
+    """Print how the study stands and what to do next.
+
+    Raises:
+        WorkFailed: It ended without a complete trial, or failures stopped it.
+    """
+    progress = study.progress()
+    out.print(display.status(progress, study.spec.monitor))
+    if progress.state == "stopped":
+        _conclude_stopped(study.name, progress)
+    elif progress.state == "finished":
+        _conclude_finished(study.name, progress)
+    elif not progress.workers:
+        resume = f"studyhall resume {shlex.quote(study.name)}"
+        out.print(f"it is not finished; go on with: {resume}", markup=False)
+
+
+def _conclude_stopped(name: str, progress: Progress) -> None:
+    message = (
+        f"study {name!r} is stopped: {progress.stop_reason}; studyhall resume {shlex.quote(name)}"
+    )
+    if progress.stop_reason != "stopped by the user":
+        raise WorkFailed(message)
+    out.print(message, markup=False)
+
+
+def _conclude_finished(name: str, progress: Progress) -> None:
+    quoted = shlex.quote(name)
+    if progress.complete == 0:
+        what = "time" if progress.late else "budget"
+        raise WorkFailed(
+            f"the {what} of study {name!r} is spent and no trial is complete; "
+            f"see why: studyhall trials {quoted}"
+        )
+    total = f"{progress.finished} of {progress.n_trials or progress.finished} trials"
+    spent, more = f"the budget is spent ({total})", f"--trials {2 * progress.finished}"
+    if progress.late:
+        spent, more = f"the study's time is over ({total})", "--timeout 1h"
+    out.print(
+        f"{spent}. Next: studyhall best {quoted} | "
+        f"studyhall trials {quoted} | studyhall resume {quoted} {more}",
+        markup=False,
+        soft_wrap=True,
+    )

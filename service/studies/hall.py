@@ -1,0 +1,182 @@
+"""Hall: one database with all its studies, in the Python shell."""
+
+from __future__ import annotations
+
+import difflib
+
+import optuna
+from optuna.study import StudyDirection
+from sqlalchemy import Connection, insert, text
+
+from service import database
+from service.database import schema
+from service.database.models import StudyRow
+from service.errors import ConfigurationError, UnknownStudy
+from service.settings import Settings
+from service.storage.storage import StudyStorage
+from service.studies.spec import Budget, Spec
+from service.studies.study import Study
+
+FIND = text(
+    """-- A study by its name.
+    SELECT o.study_id, s.uid, s.spec
+      FROM public.studies o JOIN service.studies s USING (study_id) WHERE o.study_name = :name"""
+)
+NAMES = text(
+    """-- All studies of the service, the newest last.
+    SELECT study_name FROM public.studies JOIN service.studies USING (study_id)
+     ORDER BY study_id"""
+)
+FOREIGN = text(
+    """-- A study that plain Optuna created under this name, with the number of its trials.
+    SELECT o.study_id, count(t.trial_id) AS trials
+      FROM public.studies o LEFT JOIN public.trials t USING (study_id)
+     WHERE o.study_name = :name
+       AND NOT EXISTS (SELECT FROM service.studies s WHERE s.study_id = o.study_id)
+     GROUP BY o.study_id"""
+)
+LOCK_NAME = text(
+    """-- Only one process at a time creates a study of this name.
+    SELECT pg_advisory_xact_lock(hashtextextended(:name, 7))"""
+)
+
+
+def connect(url: str | None = None) -> Hall:
+    """Open the database of all studies.
+
+    Args:
+        url: A PostgreSQL URL; by default ``STUDYHALL_DATABASE_URL``, else the embedded server,
+            which is started if it does not run.
+
+    Raises:
+        DatabaseError: It cannot be reached, or its schema is out of date.
+        ConfigurationError: The URL is not one of a PostgreSQL database.
+    """
+    return Hall(Settings.load(database_url=url))
+
+
+def storage(url: str | None = None) -> StudyStorage:
+    """The storage alone, for plain Optuna: ``optuna.create_study(storage=service.storage(url))``.
+
+    Studies made this way have no spec, no budget and no leases. Optuna reads and writes them
+    with our statements. On an empty database the tables are created.
+
+    Args:
+        url: As for `connect`.
+
+    Raises:
+        DatabaseError: It cannot be reached, or its schema is out of date.
+        ConfigurationError: The URL is not one of a PostgreSQL database.
+    """
+    return StudyStorage(connect(url).engine)
+
+
+class Hall:
+    """All studies of one database.
+
+    Args:
+        settings: The settings of this process, with the database URL.
+
+    Raises:
+        DatabaseError: It cannot be reached, or its schema is out of date.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.url = database.resolve_url(settings)
+        self.engine = database.create_engine(self.url)
+        schema.ensure(self.engine)
+
+    def __repr__(self) -> str:
+        return f"<studyhall at {database.describe(self.url)}: {len(self.names())} studies>"
+
+    def names(self) -> list[str]:
+        """The names of all studies, the newest last."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(NAMES).scalars())
+
+    def studies(self) -> list[Study]:
+        """Every study; the repr of each is one line of progress."""
+        return [self.study(name) for name in self.names()]
+
+    def study(self, name: str) -> Study:
+        """The study of that name.
+
+        Raises:
+            UnknownStudy: There is none; the message lists the studies of the database.
+        """
+        with self.engine.connect() as connection:
+            row = connection.execute(FIND, {"name": name}).one_or_none()
+        if row is None:
+            raise UnknownStudy(self._unknown(name))
+        spec = Spec.from_json(row.spec)
+        return Study(self.engine, self.settings, row.study_id, name, row.uid, spec)
+
+    def create(self, name: str, spec: Spec, budget: Budget) -> Study:
+        """Create a study, or return the one that another process has just created.
+
+        Args:
+            name: Its name, unique in the database.
+            spec: What it is made of.
+            budget: How many trials, or how long.
+
+        Raises:
+            ConfigurationError: Sampler, pruner or objective cannot be made from the spec; the
+                name is invalid, or plain Optuna has a study with trials of that name.
+        """
+        check_name(name)
+        spec.check()
+        with self.engine.begin() as connection:
+            connection.execute(LOCK_NAME, {"name": name})
+            if connection.execute(FIND, {"name": name}).one_or_none() is None:
+                self._create(connection, name, spec, budget)
+        return self.study(name)
+
+    def _create(self, connection: Connection, name: str, spec: Spec, budget: Budget) -> None:
+        foreign = connection.execute(FOREIGN, {"name": name}).one_or_none()
+        if foreign is not None and foreign.trials:
+            raise ConfigurationError(
+                f"the study {name!r} was made by plain Optuna and has trials, which must not mix "
+                f"with ours: choose another --study"
+            )
+        study = optuna.create_study(
+            storage=StudyStorage(self.engine),
+            study_name=name,
+            direction=StudyDirection[spec.direction.upper()],
+            load_if_exists=True,
+        )
+        row = insert(StudyRow).values(
+            study_id=study._study_id,
+            spec=spec.to_json(),
+            n_trials=budget.n_trials,
+            timeout_seconds=budget.timeout,
+        )
+        connection.execute(row)
+
+    def _unknown(self, name: str) -> str:
+        with self.engine.connect() as connection:
+            foreign = connection.execute(FOREIGN, {"name": name}).one_or_none()
+        if foreign is not None:
+            return (
+                f"the study {name!r} was made by plain Optuna: look at it with Optuna's tools, "
+                "or with optuna.load_study(study_name=..., storage=service.storage())"
+            )
+        known = self.names()
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+        listed = ", ".join(known[-10:]) or "none yet"
+        return f"there is no study {name!r}; {hint}studies here: {listed}{more}"
+
+
+def check_name(name: str) -> None:
+    """Refuse names that a command cannot take or a table cannot show.
+
+    Raises:
+        ConfigurationError: It is empty, too long, begins with a dash or has control characters.
+    """
+    if not name.strip() or len(name) > 200 or name.startswith("-") or not name.isprintable():
+        raise ConfigurationError(
+            f"a study cannot be called {name[:60]!r}: a name has 1 to 200 printable characters "
+            f"and does not begin with a dash"
+        )

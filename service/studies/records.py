@@ -1,0 +1,89 @@
+"""Records: the trials of a study as rows, each with its attempts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, text
+
+ATTEMPTS = text(
+    """-- All attempts of a study; those of one trial stand together, the first one first.
+    SELECT trial_id, attempt, worker, host, device, started_at, ended_at,
+           first_epoch, epochs, cause, detail
+      FROM service.attempts WHERE study_id = :study_id ORDER BY trial_id, attempt"""
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One worker's try at one trial.
+
+    Attributes:
+        first_epoch: The epoch at which it started; 0 without a checkpoint.
+        epochs: How many epochs it reported; None while it runs.
+        cause: Why it ended otherwise than well, or None.
+    """
+
+    attempt: int
+    worker: str
+    host: str | None
+    device: str | None
+    started_at: datetime
+    ended_at: datetime | None
+    first_epoch: int
+    epochs: int | None
+    cause: str | None
+    detail: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``studyhall trials --format json`` prints under ``history``."""
+        times = {"started_at": self.started_at, "ended_at": self.ended_at}
+        return {**self.__dict__, **{key: at and at.isoformat() for key, at in times.items()}}
+
+
+def read_attempts(connection: Connection, study_id: int) -> dict[int, list[Attempt]]:
+    """The attempts of a study by Optuna's trial id, the first one first."""
+    attempts: dict[int, list[Attempt]] = {}
+    for trial_id, *columns in connection.execute(ATTEMPTS, {"study_id": study_id}):
+        attempts.setdefault(trial_id, []).append(Attempt(*columns))
+    return attempts
+
+
+def record(trial: FrozenTrial, attempts: list[Attempt]) -> dict[str, Any]:
+    """One trial as a dict of JSON values."""
+    last = attempts[-1] if attempts else None
+    interrupted = trial.state == TrialState.RUNNING and last is not None and last.ended_at
+    duration = trial.duration
+    return {
+        "number": trial.number,
+        "state": "interrupted" if interrupted else trial.state.name.lower(),
+        "value": trial.values[0] if trial.values else None,
+        "epoch": trial.user_attrs.get("epoch"),
+        "params": trial.params,
+        "intermediate_values": trial.intermediate_values,
+        "duration_seconds": None if duration is None else round(duration.total_seconds(), 3),
+        "attempts": len(attempts),
+        "worker": last.worker if last else None,
+        "cause": last.cause if last else None,
+        "detail": last.detail if last else None,
+        "history": [attempt.to_json() for attempt in attempts],
+    }
+
+
+def best_epoch(trial: FrozenTrial, direction: str) -> int | None:
+    """The epoch that the objective set as user attribute, else that of the best reported value.
+
+    Returns:
+        None if no epoch has the trial's own value: a plain objective may return any number.
+    """
+    if "epoch" in trial.user_attrs:
+        return int(trial.user_attrs["epoch"])
+    values = trial.intermediate_values
+    if not values:
+        return None
+    pick = max if direction == "maximize" else min
+    best = pick(values, key=lambda step: values[step])
+    return best if trial.values == [values[best]] else None

@@ -1,0 +1,63 @@
+"""Assignment: what the pool passes to a worker process, as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from service.settings import Settings
+from service.workers.limits import Limits
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one worker process is to do.
+
+    Attributes:
+        study: Name of the study.
+        worker: The worker's name, which no other worker has.
+        device: The device that it runs on.
+        data_dir: Folder of the data on this machine, or None.
+        path: Folder of the objective's module, or None.
+        recycle_after: Trials after which the process is to be replaced, or None.
+        max_rss: Memory in bytes above which it is to be replaced, or None.
+    """
+
+    study: str
+    worker: str
+    device: str
+    database_url: str
+    home: str
+    lease_seconds: float
+    database_patience: float
+    artifacts: str | None
+    data_dir: str | None
+    path: str | None
+    recycle_after: int | None
+    max_rss: int | None
+
+    def to_line(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Assignment:
+        """The assignment that `to_line` wrote."""
+        return cls(**json.loads(line))
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the process."""
+        return Settings(
+            self.database_url,
+            Path(self.home),
+            self.lease_seconds,
+            self.database_patience,
+            self.artifacts,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """When the process is to be replaced by a fresh one."""
+        return Limits(self.recycle_after, self.max_rss)

@@ -1,0 +1,75 @@
+"""Outcome: how a trial ends, judged by what its objective returned or raised."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from service.errors import headline
+from service.workers.stop_requests import TrialTimeout
+
+CAUSES = ("error", "invalid", "nan", "oom", "timeout", "configuration")
+"""The causes that an objective's exception may name."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ends: its state with its value, or with the cause of its failure."""
+
+    state: TrialState
+    value: float | None = None
+    cause: str | None = None
+    detail: str | None = None
+
+    @classmethod
+    def of_value(cls, value: Any) -> Outcome:
+        """COMPLETE for a finite number; FAIL for NaN, infinity and anything else."""
+        try:
+            number = float(value) if not isinstance(value, str) else None
+        except (TypeError, ValueError):
+            number = None
+        if number is None:
+            return cls._fail("error", f"the objective returned {value!r}, which is not a number")
+        if not math.isfinite(number):
+            return cls._fail("nan", f"the objective's value or its loss became {number}")
+        return cls(TrialState.COMPLETE, number)
+
+    @classmethod
+    def of_error(cls, error: BaseException) -> Outcome:
+        """PRUNED, or FAIL with the cause that the exception names, else ``error``."""
+        if isinstance(error, TrialTimeout):
+            return cls._fail("timeout", str(error))
+        if isinstance(error, optuna.TrialPruned):
+            return cls(TrialState.PRUNED)
+        cause = "oom" if isinstance(error, MemoryError) else getattr(error, "cause", None)
+        known = cause if cause in CAUSES else "error"
+        return cls._fail(known, "".join(traceback.format_exception(error)))
+
+    @classmethod
+    def of_study_timeout(cls, error: BaseException, *, reported: bool) -> Outcome:
+        """PRUNED if the trial has reported a value, else FAIL."""
+        state = TrialState.PRUNED if reported else TrialState.FAIL
+        return cls(state, cause="timeout", detail=str(error))
+
+    @classmethod
+    def _fail(cls, cause: str, detail: str) -> Outcome:
+        return cls(TrialState.FAIL, cause=cause, detail=detail)
+
+    def describe(self, monitor: str | None, epoch: int | None) -> str:
+        """The outcome in one line.
+
+        Args:
+            monitor: Name of the metric, if it has one.
+            epoch: The best epoch, if the objective names one.
+        """
+        if self.state == TrialState.COMPLETE:
+            at = "" if epoch is None else f" at epoch {epoch}"
+            return f"complete, {monitor or 'value'} {self.value:.6g}{at}"
+        if self.state == TrialState.PRUNED:
+            return "pruned" if self.cause is None else f"pruned ({self.cause})"
+        return f"failed ({self.cause}): {headline(self.detail)}"

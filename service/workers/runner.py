@@ -1,0 +1,168 @@
+"""TrialRunner: one leased trial, from its checkpoint to its recorded end."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import database
+from service.artifacts.checkpoints import TrialCheckpoints
+from service.artifacts.store import Store
+from service.errors import ConfigurationError, DatabaseError, StaleLease, headline
+from service.storage import leases
+from service.storage.leases import Lease
+from service.storage.storage import StudyStorage
+from service.studies.hall import Hall
+from service.studies.registry import Objective
+from service.studies.study import Study
+from service.workers.outage import Outage
+from service.workers.outcome import Outcome
+from service.workers.stop_requests import (
+    StopRequests,
+    StudyTimeout,
+    StudyTimeoutAlarm,
+    TrialInterrupted,
+    TrialTimeout,
+)
+from service.workers.trial import Checkpoint, Trial
+
+log = logging.getLogger("studyhall")
+
+
+class TrialRunner:
+    """Runs the trials that its worker has leased.
+
+    Args:
+        study: The study.
+        hall: The database of the study.
+        objective: Its objective, configured.
+        storage: The storage that writes the trial.
+        stop_requests: What may end a running trial.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        hall: Hall,
+        objective: Objective,
+        storage: StudyStorage,
+        stop_requests: StopRequests,
+    ) -> None:
+        self._study = study
+        self._engine = hall.engine
+        self._objective = objective
+        self._storage = storage
+        self._stop_requests = stop_requests
+        self._outage = Outage(hall.engine, hall.settings.database_patience, _announce)
+        self._store = Store(hall.settings.artifact_store)
+        self._pid = os.getpid()
+
+    def run(self, lease: Lease) -> bool:
+        """Run a trial; return whether this process has run out of memory.
+
+        Raises:
+            StaleLease: Another worker has the trial now.
+            DatabaseError: The database has been out of reach for too long.
+            ConfigurationError: The objective reports a wrong configuration.
+        """
+        files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number))
+        try:
+            trial = self._trial(lease, files)
+            outcome = self._evaluate(trial)
+            if outcome.cause == "oom" and not lease.alone:
+                self._release(lease, files, "oom", outcome.detail)
+                return True
+            self._record(trial, outcome)
+            files.clear()
+        except TrialInterrupted:
+            self._release(lease, files, "preempted", None)
+        finally:
+            files.close()
+        return False
+
+    def _trial(self, lease: Lease, files: TrialCheckpoints) -> Trial:
+        saved = files.load() if lease.taken_over else None
+        if lease.taken_over:
+            self._storage.delete_reports(lease, step=saved.epoch + 1 if saved else 0)
+            where = f"after epoch {saved.epoch}" if saved else "from the beginning"
+            log.info("trial %d: taken over %s, attempt %d", lease.number, where, lease.attempt)
+        return Trial(
+            self._optuna_study(lease.number),
+            lease.trial_id,
+            self._study.spec.seed,
+            self._stop_requests,
+            self._outage,
+            Checkpoint(files, saved),
+        )
+
+    def _optuna_study(self, number: int) -> optuna.Study:
+        spec, study = self._study.spec, self._loaded_study
+        study.sampler = spec.sampler_for(number, self._objective)
+        study.pruner = spec.make_pruner()
+        # Samplers that have tried everything, and objectives, may call study.stop().
+        study._stop_flag = False
+        study._thread_local.in_optimize_loop = True
+        study._thread_local.cached_all_trials = None
+        return study
+
+    @functools.cached_property
+    def _loaded_study(self) -> optuna.Study:
+        return optuna.load_study(study_name=self._study.name, storage=self._storage)
+
+    def _evaluate(self, trial: Trial) -> Outcome:
+        """Call the objective and judge its end.
+
+        Raises:
+            TrialInterrupted: The trial leaves and is continued later.
+        """
+        try:
+            with self._stop_requests.objective_running(self._study.spec.trial_timeout):
+                value = self._objective(trial)
+        except (StaleLease, TrialInterrupted, DatabaseError):
+            raise
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raise database.failure(self._engine.url, error) from error
+        except (StudyTimeout, StudyTimeoutAlarm) as error:
+            values = self._storage.get_trial(trial._trial_id).intermediate_values
+            outcome = Outcome.of_study_timeout(error, reported=bool(values))
+        except (Exception, TrialTimeout, SystemExit, KeyboardInterrupt) as error:
+            outcome = Outcome.of_error(error)
+        else:
+            outcome = Outcome.of_value(value)
+        if os.getpid() != self._pid:
+            os._exit(1)  # the objective forked, and this is its child
+        if trial.interrupted:
+            raise TrialInterrupted
+        return outcome
+
+    def _record(self, trial: Trial, outcome: Outcome) -> None:
+        study = trial.study
+        trial.write_reports()
+        self._storage.set_cause(outcome.cause, outcome.detail)
+        study.tell(trial, outcome.value, outcome.state)
+        line = outcome.describe(self._study.spec.monitor, trial.user_attrs.get("epoch"))
+        log.info("trial %d: %s", trial.number, line)
+        if study._stop_flag:
+            self._study.finish()
+        if outcome.cause == "configuration":
+            message = headline(outcome.detail)
+            self._study.stop(message)
+            raise ConfigurationError(message)
+
+    def _release(
+        self, lease: Lease, files: TrialCheckpoints, cause: str, detail: str | None
+    ) -> None:
+        files.wait()
+        self._storage.flush(lease.trial_id)
+        leases.release(self._engine, lease, cause, detail)
+        how = "is tried once more, alone" if cause == "oom" else "goes on with another worker"
+        log.info("trial %d: interrupted (%s); it %s", lease.number, cause, how)
+
+
+def _announce(failure: DatabaseError) -> None:
+    log.warning("%s; going on, and trying again after every epoch", failure)

@@ -1,0 +1,16 @@
+"""A fake nvidia-smi, first on the PATH: it prints a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def install(folder: Path) -> tuple[Path, str]:
+    """Write the tool; return the file that it prints, and the PATH with the tool."""
+    output = folder / "output"
+    output.write_text("0, 80000")
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nexec cat '{output}'\n")
+    tool.chmod(0o755)
+    return output, f"{folder}{os.pathsep}{os.environ['PATH']}"

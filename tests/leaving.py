@@ -1,5 +1,0 @@
-"""A module that leaves when it is imported."""
-
-import sys
-
-sys.exit(5)
