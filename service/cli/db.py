@@ -8,6 +8,7 @@ from service import database
 from service.cli.console import out, print_plain
 from service.cli.options import Context
 from service.database import embedded, schema
+from service.workers import presence
 
 
 @click.group()
@@ -18,10 +19,28 @@ def db() -> None:
 @db.command()
 @click.pass_obj
 def upgrade(context: Context) -> None:
-    """Create or upgrade the schema."""
+    """Create or upgrade the schema; workers may go on meanwhile."""
     url = database.resolve_url(context.settings)
-    schema.upgrade(database.create_engine(url))
+    engine = database.create_engine(url)
+    before = schema.current(engine)
+    schema.upgrade(engine)
     out.print(f"{database.describe(url)} is at the newest schema", markup=False)
+    if before != schema.current(engine):
+        print_alive(presence.alive(engine, 2 * context.settings.lease_seconds))
+
+
+def print_alive(workers: list[presence.WorkerProcess]) -> None:
+    """Say which workers have seen the upgrade, and what becomes of them."""
+    if not workers:
+        return
+    names = ", ".join(worker.worker for worker in workers)
+    count = "1 worker is" if len(workers) == 1 else f"{len(workers)} workers are"
+    out.print(
+        f"{count} alive: {names}. Workers of the previous version end their trials; start them "
+        "again with this version before the next upgrade",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @db.command()

@@ -20,6 +20,10 @@ RETURNING worker"""
 LEAVE = """-- Remove a worker.
 DELETE FROM service.workers WHERE worker = %(worker)s RETURNING worker"""
 
+ALIVE = """-- Workers that were seen lately.
+SELECT coalesce(json_agg(json_build_array(worker, host, pid, device) ORDER BY worker), '[]')::text
+  FROM service.workers WHERE seen_at > clock_timestamp() - %(seconds)s * interval '1 second'"""
+
 
 @dataclass(frozen=True)
 class WorkerProcess:
@@ -44,3 +48,9 @@ def refresh(engine: Engine, worker: str) -> None:
 def leave(engine: Engine, worker: str) -> None:
     """Remove a worker that has ended or is known to be dead."""
     SharedConnection.of(engine).query(LEAVE, {"worker": worker})
+
+
+def alive(engine: Engine, seconds: float) -> list[WorkerProcess]:
+    """The workers of all studies that have been seen within so many seconds."""
+    rows = SharedConnection.of(engine).query_json(ALIVE, {"seconds": seconds})
+    return [WorkerProcess(*row) for row in rows]

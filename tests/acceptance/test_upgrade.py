@@ -50,6 +50,11 @@ def earlier_shell(earlier: Path, empty_database_url: str, tmp_path: Path) -> Ite
         process.wait()
 
 
+def later(earlier: Shell) -> Shell:
+    """This version's command on the same database."""
+    return Shell({**earlier.environment, "PYTHONPATH": str(TESTS.parent)})
+
+
 def test_workers_of_the_previous_version_end_their_trials(
     earlier_shell: Shell, empty_database_url: str
 ) -> None:
@@ -59,7 +64,9 @@ def test_workers_of_the_previous_version_end_their_trials(
     pool = earlier_shell.start("worker", "u", "--workers", "2")
     eventually(lambda: "2 running" in earlier_shell("status", "u").stdout)
 
-    schema.upgrade(empty_database_url)
+    upgraded = later(earlier_shell)("db", "upgrade")
+    assert "2 workers are alive: " in upgraded.stdout
+    assert later(earlier_shell)("db", "upgrade").stdout.count("\n") == 1
     assert schema.current(engine).suits(schema.head())
     said, _ = pool.communicate(timeout=90)
     assert pool.returncode == 0, said
