@@ -330,11 +330,8 @@ def _fit(trial: Trial, **changes: Any) -> tuple[Any, FitResult, KerasObjective]:
     chosen = objective(**changes)
     prepare(trial.seed)
     model = chosen.build(trial, chosen.dataset())
-    return (
-        model,
-        fit(model, chosen.dataset(), chosen._training_settings(16, trial.seed), trial),
-        chosen,
-    )
+    settings = chosen._training_settings(16, trial.seed)
+    return model, fit(model, chosen.dataset(), settings, trial), chosen
 
 
 def test_the_best_weights_are_those_of_the_best_epoch_also_after_a_continuation() -> None:

@@ -2,7 +2,7 @@
 
 TensorFlow binds a program to the variables with which it was traced, so every new model would be
 traced and compiled anew. Instead, the values of the new model are copied to an earlier model of
-the same layers, whose programs are trained, and the results are copied back.
+the same layers. That model is trained by its own programs, and the results are copied back.
 
 Models are the same if Keras serializes them to the same configuration: layers, loss, metrics and
 optimizer, all of Keras's own. Three things may differ, since programs do not contain them: the
