@@ -1,6 +1,6 @@
-"""The models that a trial builds: a multilayer perceptron and a convolutional network.
+"""The models of the built-in objectives: a multilayer perceptron and a convolutional network.
 
-Images come in as uint8 and are scaled inside the model, so that a saved model takes raw images.
+The input is uint8 images, which the model scales itself, so that a saved model takes raw images.
 Keras is imported when the first model is built.
 """
 
@@ -39,7 +39,7 @@ CNN_SPACE: Space = {
 
 
 def build_mlp(trial: optuna.Trial, data: Dataset) -> Any:
-    """A compiled `keras.Model`: dense layers with dropout, then a softmax over the classes."""
+    """Build and compile a `keras.Model`: dense layers with dropout, then logits of the classes."""
     import keras
 
     layers = [*_scaled_input(data), keras.layers.Flatten()]
@@ -51,10 +51,10 @@ def build_mlp(trial: optuna.Trial, data: Dataset) -> Any:
 
 
 def build_cnn(trial: optuna.Trial, data: Dataset) -> Any:
-    """A compiled `keras.Model`: convolutions, each halving the image, then one dense layer.
+    """Build and compile a `keras.Model`: convolutions with pooling, one dense layer, then logits.
 
-    Convolutions keep the image's size and an image of one pixel is not halved further, so every
-    depth and kernel fits every image.
+    Convolutions keep the size of the image. Pooling halves it, down to one pixel. So every number
+    of layers and every kernel size fits every image.
     """
     import keras
 
@@ -87,7 +87,7 @@ def _scaled_input(data: Dataset) -> list[Any]:
 def _classifier(trial: optuna.Trial, space: Space, layers: list[Any], n_classes: int) -> Any:
     import keras
 
-    # In float32 whatever the dtype policy, as Keras advises for what the loss is computed from.
+    # Logits are float32 under every dtype policy: Keras advises it for the input of a loss.
     model = keras.Sequential([*layers, keras.layers.Dense(n_classes, dtype="float32")])
     model.compile(
         optimizer=_optimizer(trial, space),

@@ -1,31 +1,31 @@
-"""What an objective may raise; `cause` says to a service what kind of failure it was."""
+"""The exceptions of objectives. A service reads `cause` to know what kind of failure it sees."""
 
 from __future__ import annotations
 
 
 class SettingError(ValueError):
-    """A setting is unknown, or its value is not allowed; the message lists what is."""
+    """A setting is unknown or its value is not allowed. The message says what is allowed."""
 
 
 class DataError(ValueError):
-    """A data set's file is truncated, corrupt or of another shape; the message names it."""
+    """A file of a data set is truncated, damaged or of another shape. The message names it."""
 
 
 class DataMissing(DataError):
-    """The data set is nowhere to be had; the message names the remedies."""
+    """The data set cannot be found or downloaded. The message says what to do."""
 
 
 class BuildError(Exception):
-    """The model cannot be built with these parameters: a property of the trial, not a bug."""
+    """The model cannot be built with the trial's parameters. This fails the trial only."""
 
     cause = "invalid"
 
 
 class MonitorError(ValueError):
-    """The model does not produce the monitor: no trial can succeed, so the study must stop."""
+    """The model does not produce the monitor. No trial can succeed, so the study must stop."""
 
     cause = "configuration"
 
 
 class TrialStopped(Exception):
-    """The trial was asked to stop between two batches, and left."""
+    """The trial was asked to stop in mid-epoch, and has stopped."""

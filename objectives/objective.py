@@ -1,4 +1,4 @@
-"""KerasObjective: a data set, a builder and settings, callable as Optuna calls an objective."""
+"""KerasObjective: an Optuna objective made of a data set, a function that builds, and settings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Any, Self
 import optuna
 from optuna.distributions import CategoricalDistribution
 
+from objectives.data.arrays import Examples
 from objectives.data.dataset import Dataset, load_dataset, load_test_set
-from objectives.data.sources import KINDS, CallableSource, Examples, Kind, Source
+from objectives.data.sources import DATA_KINDS, CallableSource, DataKind, Source
 from objectives.errors import BuildError, SettingError
 from objectives.settings import Direction, Settings
-from objectives.space import Space, described, gridded
+from objectives.space import Space, describe, make_grid
 from objectives.training.fit import fit, prepare
-from objectives.training.recorder import Course
+from objectives.training.settings import TrainingSettings
 
 Builder = Callable[[optuna.Trial, Dataset], Any]
 Callbacks = Callable[[optuna.Trial], Sequence[Any]]
@@ -29,9 +30,9 @@ Callbacks = Callable[[optuna.Trial], Sequence[Any]]
 
 @dataclass(frozen=True)
 class KerasObjective:
-    """What a study optimizes: each trial builds a model, fits it and gives its best epoch's value.
+    """An objective whose trials build a Keras model, fit it and return their best epoch's value.
 
-    It runs under plain Optuna and on a study service alike. One of your own::
+    It runs under plain Optuna and on the service. An example of your own::
 
         import numpy as np
         from objectives import KerasObjective, Settings
@@ -51,35 +52,36 @@ class KerasObjective:
 
         wine = KerasObjective("wine", load, build, Settings(epochs=50, monitor="val_mae"))
 
-    `load` returns arrays, `(x, y)` or Keras's `((x, y), (x_test, y_test))`: the validation part is
-    cut from the former, the latter is kept from every trial. It is called once per process. With a
-    parameter `data_dir` it is given the folder that was asked for. `batch_size` is suggested for
-    you, from `settings.batch_sizes`.
+    `load` returns arrays, `(x, y)` or Keras's `((x, y), (x_test, y_test))`. The validation part is
+    cut from `(x, y)`; no trial sees the test set. `load` is called once per process. If it has a
+    parameter `data_dir`, it gets the folder that the user has named. The parameter `batch_size` is
+    suggested for you, from `settings.batch_sizes`.
 
-    After each epoch the monitor is reported to the trial and its pruner asked. A NaN or an
-    infinity in an epoch's logs ends the trial, whose value is then NaN: Optuna's FAIL. The trial's
-    user attributes tell the best `epoch`, and under `training` how the model was trained, its
-    size, the seconds of compilation and the examples a second.
+    After each epoch the monitor is reported to the trial and the pruner is asked. A NaN or an
+    infinity in an epoch's logs ends the trial with the value NaN, which makes it FAIL in Optuna.
+    The trial's user attribute `epoch` is the best epoch. Its user attribute `training` says how
+    the model was trained, its number of weights, the seconds of compilation and the examples a
+    second.
 
-    A trial may have more than Optuna's: `seed` (else the trial's number seeds the training),
-    `should_stop()`, asked in mid-epoch about every second, and `checkpoint`, with
-    `save(epoch, state)`, called after each epoch and before it is reported, and `load()`. Not for
-    several threads at once: Keras's state is the process's.
+    A trial may have more than Optuna's attributes: `seed`, the seed of the training (else the
+    trial's number is); `should_stop()`, called about every second during an epoch; and
+    `checkpoint`, with `load()` and with `save(epoch, state)`, called after each epoch before it is
+    reported. Trials must not run in several threads of one process, since Keras has global state.
 
     Attributes:
-        name: How the data set and the objective are called in messages.
+        name: The name of the objective and its data set in messages.
         load: The data: a function as above, or a `Source`.
-        build: Makes a compiled model for a trial and its data set.
+        build: Returns a compiled model for a trial and its data set.
         settings: What stays fixed while the study varies the parameters.
         space: The parameters that `build` suggests, for `search_space` and `grid`; optional.
-        layers: For each name of `space` that ends in `_i`, how many layers there may be.
-        metrics: What the model's logs hold, without `val_`: another monitor is then refused
-            already among the settings; None: only the first trial can tell.
-        callbacks: Makes a trial's own `keras.callbacks.Callback`s. What they remember in plain
-            attributes (numbers, words) is kept in checkpoints.
-        data_kind: "real", "synthetic" (the generated stand-in) or "auto" (that, if real is not
-            to be had).
-        data_dir: The folder that holds the data; None: Keras's cache, then its download.
+        layers: The largest number of layers, for each name of `space` that ends in `_i`.
+        metrics: The names in the model's logs, without `val_`. A monitor that is not among them is
+            refused with the settings; None: the first trial finds out.
+        callbacks: Returns the `keras.callbacks.Callback`s of a trial. Their attributes that are
+            numbers or strings are saved in checkpoints.
+        data_kind: "real", "synthetic" (the generated stand-in) or "auto" (the stand-in if the real
+            data cannot be found).
+        data_dir: The folder of the data; None: Keras's cache, then a download.
 
     Raises:
         SettingError: A setting is not allowed.
@@ -93,7 +95,7 @@ class KerasObjective:
     layers: Mapping[str, int] = field(default_factory=dict, hash=False)
     metrics: tuple[str, ...] | None = None
     callbacks: Callbacks | None = None
-    data_kind: Kind = "real"
+    data_kind: DataKind = "real"
     data_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -101,16 +103,16 @@ class KerasObjective:
 
     @property
     def monitor(self) -> str:
-        """The metric that is reported and that makes the trial's value."""
+        """The metric that is reported after each epoch and that makes the trial's value."""
         return self.settings.monitor
 
     @property
     def direction(self) -> Direction:
-        """Which way the monitor gets better."""
+        """Whether the monitor is maximized or minimized."""
         return self.settings.direction
 
     def settings_dict(self) -> dict[str, Any]:
-        """The settings in effect, as JSON holds them."""
+        """Return the settings as JSON; `configured` reads them."""
         return self.settings.as_dict()
 
     def configured(
@@ -120,7 +122,7 @@ class KerasObjective:
         data: str | None = None,
         data_dir: str | os.PathLike[str] | None = None,
     ) -> Self:
-        """The same objective with other settings or data; None leaves as it is.
+        """Return a copy with other settings or data; None keeps what this objective has.
 
         Args:
             settings: New values by name, each a string or JSON.
@@ -130,9 +132,9 @@ class KerasObjective:
         Raises:
             SettingError: A name is unknown or a value is not allowed.
         """
-        if data is not None and data not in KINDS:
-            raise SettingError(f"data {data!r}: must be one of {', '.join(KINDS)}")
-        # Before the settings ask which way a name that they do not know gets better.
+        if data is not None and data not in DATA_KINDS:
+            raise SettingError(f"data {data!r}: must be one of {', '.join(DATA_KINDS)}")
+        # First, because the settings refuse a metric of unknown direction in other words.
         self._check_monitor(str(settings.get("monitor", self.monitor)))
         return replace(
             self,
@@ -142,32 +144,32 @@ class KerasObjective:
         )
 
     def dataset(self) -> Dataset:
-        """The training and the validation part, read once per process.
+        """Return the training and the validation part, loaded once per process.
 
         Raises:
-            DataError: A file is broken, or the data set cannot be had.
-            SettingError: The settings ask for more than there is.
+            DataError: A file is broken, or the data set cannot be found.
+            SettingError: The settings ask for more examples than there are.
         """
         return load_dataset(self._source, self.data_kind, self.data_dir, self.settings)
 
     def warm_up(self) -> None:
-        """Begins to import Keras beside whatever else a process does before its first trial."""
+        """Import Keras in a thread, while the process prepares its first trial."""
         threading.Thread(target=_import_keras, name="warm-up").start()
 
     def test_set(self) -> Examples:
-        """The sealed test set: for measuring a study's winner once, never for a trial.
+        """Return the sealed test set. It measures the winner of a study once; no trial uses it.
 
         Raises:
-            DataError: There is none, or its file is broken.
+            DataError: There is no test set, or its file is broken.
         """
         return load_test_set(self._source, self.data_kind, self.data_dir)
 
     def data(self) -> dict[str, str]:
-        """Which data these are: name, kind, source and fingerprint.
+        """Return what identifies the data: name, kind, source and fingerprint.
 
         Raises:
-            DataError: A file is broken, or the data set cannot be had.
-            SettingError: The settings ask for more than there is.
+            DataError: A file is broken, or the data set cannot be found.
+            SettingError: The settings ask for more examples than there are.
         """
         dataset = self.dataset()
         return {
@@ -178,40 +180,40 @@ class KerasObjective:
         }
 
     def search_space(self) -> dict[str, str]:
-        """Each parameter's values in words."""
-        return described(self._whole_space)
+        """Return the values of each parameter in words."""
+        return describe(self._space_with_batch_size)
 
     def grid(self) -> dict[str, list[Any]]:
-        """A few values of each parameter, for Optuna's GridSampler."""
-        return gridded(self._whole_space, self.layers)
+        """Return a few values of each parameter, for Optuna's GridSampler."""
+        return make_grid(self._space_with_batch_size, self.layers)
 
     def __call__(self, trial: optuna.Trial) -> float:
-        """Trains the trial's model and returns the monitor's best value; NaN if it broke.
+        """Train the trial's model; return the monitor's best value, NaN after a NaN in the logs.
 
         Raises:
             optuna.TrialPruned: The pruner ended the trial.
-            BuildError: No model can be built with these parameters.
+            BuildError: The model cannot be built with these parameters.
             MonitorError: The model does not produce the monitor.
             TrialStopped: The trial was asked to stop.
-            MemoryError: The machine's or the device's memory does not hold this model.
+            MemoryError: The model does not fit into the memory of the machine or the device.
         """
-        with _naming_memory():
-            return self._trained(trial, self.dataset())
+        with _memory_errors():
+            return self._train(trial, self.dataset())
 
-    def _trained(self, trial: optuna.Trial, dataset: Dataset) -> float:
+    def _train(self, trial: optuna.Trial, dataset: Dataset) -> float:
         seed = getattr(trial, "seed", trial.number)
         prepare(seed, self.settings.dtype_policy)
         batch_size = trial.suggest_categorical("batch_size", self.settings.batch_sizes)
-        model = self._built(trial, dataset)
+        model = self._build_model(trial, dataset)
         callbacks = self.callbacks(trial) if self.callbacks else ()
-        course = self._course(batch_size, seed)
-        result = fit(model, dataset, course, trial, callbacks=callbacks)
+        settings = self._training_settings(batch_size, seed)
+        result = fit(model, dataset, settings, trial, callbacks=callbacks)
         if result.epoch is not None:
             trial.set_user_attr("epoch", result.epoch)
         return result.value
 
-    def _course(self, batch_size: int, seed: int) -> Course:
-        return Course(
+    def _training_settings(self, batch_size: int, seed: int) -> TrainingSettings:
+        return TrainingSettings(
             epochs=self.settings.epochs,
             batch_size=batch_size,
             patience=self.settings.patience,
@@ -228,7 +230,7 @@ class KerasObjective:
                 f"setting monitor={monitor}: {self.name} produces {', '.join(produced)}"
             )
 
-    def _built(self, trial: optuna.Trial, dataset: Dataset) -> Any:
+    def _build_model(self, trial: optuna.Trial, dataset: Dataset) -> Any:
         import keras
 
         try:
@@ -246,23 +248,23 @@ class KerasObjective:
         return self.load if isinstance(self.load, Source) else CallableSource(self.load)
 
     @property
-    def _whole_space(self) -> Space:
+    def _space_with_batch_size(self) -> Space:
         batch_sizes = CategoricalDistribution(self.settings.batch_sizes)
         return {**self.space, "batch_size": batch_sizes}
 
 
 def _import_keras() -> None:
-    # A process that is told to end meanwhile cannot import any more; nor does it need to.
+    # A process that is ending cannot import any more, and does not need to.
     with suppress(RuntimeError):
         importlib.import_module("keras")
-    # What was imported stays. Keras collects garbage before every model, and would look at all of
-    # it each time, for a sixth of a second.
+    # Imported modules are never garbage. Without this, the garbage collection that Keras starts
+    # before every model would search all of them, for a sixth of a second.
     gc.freeze()
 
 
 @contextmanager
-def _naming_memory() -> Iterator[None]:
-    """Gives each backend's own out-of-memory error Python's name, which a service can know."""
+def _memory_errors() -> Iterator[None]:
+    """Turn the out-of-memory errors of the backends into MemoryError, which a service knows."""
     try:
         yield
     except Exception as error:

@@ -1,14 +1,15 @@
-"""Search spaces: declared once, then suggested from, described and gridded.
+"""Search spaces: declared once, then suggested from, described in words and put on a grid.
 
-A name that ends in `_i` stands for one parameter a layer: `units_i` is suggested as `units_0`,
+A name that ends in `_i` stands for one parameter per layer: `units_i` is suggested as `units_0`,
 `units_1`, …
 
-Such parameters are conditional: a trial of one layer has no `units_1`. Optuna's multivariate TPE
-models jointly what all finished trials share (layers, first layer's width, dropout, optimizer,
-learning rate, batch size) and samples the rest by univariate TPE. That is chosen here on purpose
-over padding each trial with the widths of layers that it does not have: those would add noise to
-the joint model, stand meaningless among the best trial's parameters and change nothing in how the
-strong ones (learning rate, optimizer, first width) are sampled.
+These parameters are conditional: a trial with one layer has no `units_1`. Optuna's multivariate
+TPE models those parameters jointly that all finished trials share (number of layers, width of the
+first layer, dropout, optimizer, learning rate, batch size) and samples the others independently.
+The alternative is to suggest a width for layers that a trial does not have. It is not used: these
+widths would add noise to the joint model, would appear among the best trial's parameters without a
+meaning, and would not change how the important parameters (learning rate, optimizer, first width)
+are sampled.
 """
 
 from __future__ import annotations
@@ -29,7 +30,17 @@ _GRID_POINTS = 3
 
 
 def suggest(trial: optuna.Trial, space: Space, name: str, layer: int | None = None) -> Any:
-    """The trial's value for a declared parameter; of `layer`, if it is one a layer."""
+    """Suggest a declared parameter to a trial.
+
+    Args:
+        trial: The trial.
+        space: The declaration.
+        name: The parameter's name in `space`.
+        layer: The number of the layer, from 0, if `name` ends in `_i`.
+
+    Raises:
+        TypeError: The distribution is none that Optuna suggests from.
+    """
     full_name = name if layer is None else f"{name.removesuffix('_i')}_{layer}"
     match space[name]:
         case IntDistribution(low=low, high=high, step=step, log=log):
@@ -42,20 +53,20 @@ def suggest(trial: optuna.Trial, space: Space, name: str, layer: int | None = No
             raise TypeError(f"parameter {name}: cannot suggest from {other!r}")
 
 
-def described(space: Space) -> dict[str, str]:
-    """Each parameter's values in words."""
+def describe(space: Space) -> dict[str, str]:
+    """Return the values of each parameter in words."""
     return {name: _words(distribution) for name, distribution in space.items()}
 
 
-def gridded(space: Space, layers: Mapping[str, int]) -> dict[str, list[Any]]:
-    """A few values of each parameter, for Optuna's GridSampler.
+def make_grid(space: Space, layers: Mapping[str, int]) -> dict[str, list[Any]]:
+    """Return a few values of each parameter, for Optuna's GridSampler.
 
-    GridSampler refuses to sample a parameter that its grid lacks, and a conditional one in it
-    would repeat trials that differ in nothing they use: so each of those has one middle value.
+    GridSampler needs every parameter in its grid. Several values of a conditional one would repeat
+    trials that do not use it, so each of them has one value, from the middle.
 
     Args:
         space: The declaration.
-        layers: For each name that ends in `_i`, how many layers there may be.
+        layers: The largest number of layers, for each name that ends in `_i`.
     """
     grid: dict[str, list[Any]] = {}
     for name, distribution in space.items():
@@ -70,16 +81,16 @@ def gridded(space: Space, layers: Mapping[str, int]) -> dict[str, list[Any]]:
 def _words(distribution: BaseDistribution) -> str:
     match distribution:
         case IntDistribution(low=low, high=high, step=step, log=log):
-            return f"{low} to {high}" + (f", step {step}" if step != 1 else "") + _log(log)
+            return f"{low} to {high}" + (f", step {step}" if step != 1 else "") + _log_scale(log)
         case FloatDistribution(low=low, high=high, log=log):
-            return f"{low:g} to {high:g}, real" + _log(log)
+            return f"{low:g} to {high:g}, real" + _log_scale(log)
         case CategoricalDistribution(choices=choices):
             return "one of " + ", ".join(map(str, choices))
         case other:
             return str(other)
 
 
-def _log(log: bool) -> str:
+def _log_scale(log: bool) -> str:
     return ", log scale" if log else ""
 
 

@@ -1,11 +1,11 @@
-"""A split data set as files that all workers of a machine map into their memory.
+"""Cache of split data sets: files that all workers of a machine map into their memory.
 
-Made once, under a lock; a worker that starts later neither unpacks nor splits nor copies anything,
-and the pages lie in memory once for all of them. An entry belongs to its source's files (path,
-size, time of change) and to the split, and it is checked byte for byte before it is used.
+The first process makes an entry, under a lock. Later ones neither read nor split the data set,
+and all of them share the same pages of memory. An entry is identified by the source's files (path,
+size, time of change) and by the split. Its SHA-256 is checked whenever a process opens it.
 
-The folder is `STUDYHALL_CACHE`, else the user's cache folder. Where it cannot be written, every
-process reads the data for itself.
+The folder is `STUDYHALL_CACHE`, else the user's cache folder. If it cannot be written, every
+process reads the data set itself.
 """
 
 from __future__ import annotations
@@ -26,51 +26,49 @@ from typing import Any
 import numpy as np
 import platformdirs
 
-from objectives.data.files import Array
+from objectives.data.arrays import Array
 
 _log = logging.getLogger("studyhall")
 
 _VERSION = 1
-_KEPT = 8
-_ABOUT = "about.json"
-
-Arrays = dict[str, Array]
+_METADATA_FILE = "about.json"
+_MAX_ENTRIES = 8
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Arrays by name, and what is to be known about them as JSON."""
+    """Arrays by name, with metadata that JSON can hold."""
 
-    arrays: Arrays
-    about: dict[str, Any]
+    arrays: dict[str, Array]
+    metadata: dict[str, Any]
 
 
-def folder() -> Path:
-    """Where the entries lie."""
+def cache_folder() -> Path:
+    """Return the folder of all entries."""
     given = os.environ.get("STUDYHALL_CACHE")
     return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("studyhall"))
 
 
-def shared(identity: Any, make: Callable[[], Entry]) -> Entry:
-    """The entry of this identity, made if there is none, mapped into memory.
+def load_or_make(identity: Any, make: Callable[[], Entry]) -> Entry:
+    """Return the entry of `identity`, mapped into memory; make it first if there is none.
 
     Args:
-        identity: What the arrays depend on, as JSON.
-        make: Makes them. What it raises passes.
+        identity: Everything that the arrays depend on, as JSON.
+        make: Makes the entry. Its exceptions pass through.
     """
-    place = folder() / f"{_digest(json.dumps([_VERSION, identity]).encode())[:32]}"
+    place = cache_folder() / f"{_sha256(json.dumps([_VERSION, identity]).encode())[:32]}"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place.with_suffix(".lock")):
-            found = _opened(place)
-            if found is not None:
-                return found
+            cached = _open(place)
+            if cached is not None:
+                return cached
             made = make()
             _write(place, made)
     except OSError as error:
-        _log.info("no cache in %s (%s): this process reads the data for itself", folder(), error)
+        _log.info("no cache in %s (%s): this process reads the data itself", place.parent, error)
         return make()
-    return _opened(place) or made
+    return _open(place) or made
 
 
 @contextlib.contextmanager
@@ -80,52 +78,59 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _opened(place: Path) -> Entry | None:
-    """The entry, if it is there and whole."""
+def _open(place: Path) -> Entry | None:
+    """Return the entry if it exists and is undamaged."""
     try:
-        about = json.loads((place / _ABOUT).read_text())
-        arrays = {name: _mapped(place, name, told) for name, told in about.pop("sha256").items()}
+        metadata = json.loads((place / _METADATA_FILE).read_text())
+        digests = metadata.pop("sha256")
+        arrays = {name: _map(place / f"{name}.npy", digest) for name, digest in digests.items()}
         os.utime(place)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
-        _log.warning("the cache entry %s is made again: %s", place, error)
+        _log.warning("the cache entry %s is damaged and is made again: %s", place, error)
         return None
-    return Entry(arrays, about)
+    return Entry(arrays, metadata)
 
 
-def _mapped(place: Path, name: str, sha256: str) -> Array:
-    """An array whose memory is the file's; a write would stay with the writer."""
-    array: Array = np.load(place / f"{name}.npy", mmap_mode="c", allow_pickle=False)
-    if _digest(np.asarray(array).data) != sha256:
-        raise ValueError(f"{name}.npy is not what was written")
+def _map(path: Path, sha256: str) -> Array:
+    """Map an array's file. Writes to the array would stay in this process."""
+    array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
+    if _sha256(np.asarray(array).data) != sha256:
+        raise ValueError(f"{path.name} has another SHA-256 than when it was written")
     return array.view(np.ndarray)
 
 
 def _write(place: Path, entry: Entry) -> None:
-    """Writes an entry under another name, which it then changes."""
+    """Write an entry under a temporary name, then rename it."""
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as name:
-        made = Path(name) / "entry"
-        made.mkdir()
-        digests = {key: _store(made / f"{key}.npy", array) for key, array in entry.arrays.items()}
-        (made / _ABOUT).write_text(json.dumps({**entry.about, "sha256": digests}))
+        temporary = Path(name) / "entry"
+        temporary.mkdir()
+        digests = {
+            key: _save(temporary / f"{key}.npy", array) for key, array in entry.arrays.items()
+        }
+        metadata = json.dumps({**entry.metadata, "sha256": digests})
+        (temporary / _METADATA_FILE).write_text(metadata)
         shutil.rmtree(place, ignore_errors=True)
-        os.replace(made, place)
-    _forget_all_but(_KEPT, place.parent)
+        os.replace(temporary, place)
+    _remove_oldest(place.parent)
 
 
-def _store(path: Path, array: Array) -> str:
-    whole = np.ascontiguousarray(array)
-    np.save(path, whole, allow_pickle=False)
-    return _digest(whole.data)
+def _save(path: Path, array: Array) -> str:
+    """Write an array and return its SHA-256."""
+    contiguous = np.ascontiguousarray(array)
+    np.save(path, contiguous, allow_pickle=False)
+    return _sha256(contiguous.data)
 
 
-def _forget_all_but(kept: int, parent: Path) -> None:
-    """Removes the entries that were not used for longest; who has one mapped keeps it."""
-    entries = sorted(parent.glob(f"*/{_ABOUT}"), key=lambda path: path.parent.stat().st_mtime)
-    for about in entries[:-kept]:
-        shutil.rmtree(about.parent, ignore_errors=True)
+def _remove_oldest(folder: Path) -> None:
+    """Remove the entries that were opened longest ago; processes that mapped one keep it."""
+    entries = sorted(
+        folder.glob(f"*/{_METADATA_FILE}"), key=lambda path: path.parent.stat().st_mtime
+    )
+    for metadata in entries[:-_MAX_ENTRIES]:
+        shutil.rmtree(metadata.parent, ignore_errors=True)
 
 
-def _digest(content: Any) -> str:
+def _sha256(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()

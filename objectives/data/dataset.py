@@ -1,4 +1,4 @@
-"""What a trial sees of a data set: read once per process, split, fingerprinted, read-only."""
+"""The data set as a trial sees it: split, fingerprinted, read-only and read once per process."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from pathlib import Path
 import numpy as np
 
 from objectives.data import cache
-from objectives.data.files import Array
-from objectives.data.sources import Examples, Kind, Loaded, Source, are_labels, frozen
-from objectives.data.split import stratified
+from objectives.data.arrays import Array, Examples, are_labels, read_only
+from objectives.data.sources import DataKind, Source, SourceData
+from objectives.data.split import stratified_split
 from objectives.errors import DataError
 from objectives.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What one trial sees: a training and a validation part, and no test set.
+    """The training and the validation part of a data set. A trial never gets the test set.
 
     Attributes:
-        train: The part to fit.
-        validation: The part that judges a trial; its classes in the training set's proportion.
+        train: The part that the model is fitted to.
+        validation: The part that the trial is judged by; it has the classes in the same
+            proportion.
         source: Where the data come from, in words.
         kind: "real" or "synthetic".
-        fingerprint: SHA-256 over the data, the test set included, and the split.
+        fingerprint: SHA-256 of the data, the test set included, and of the split.
     """
 
     train: Examples
@@ -37,31 +38,34 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """One input's shape."""
+        """The shape of one input."""
         return tuple(self.train.x.shape[1:])
 
     @property
     def n_classes(self) -> int:
-        """How many classes the labels count, from 0.
+        """The number of classes: the largest label plus one.
 
         Raises:
-            ValueError: The targets are no class labels.
+            ValueError: The targets are not class labels.
         """
         if not are_labels(self.train.y):
             raise ValueError(f"targets of {self.train.y.dtype} {self.train.y.shape} are no labels")
         return int(max(self.train.y.max(), self.validation.y.max())) + 1
 
 
-def load_dataset(source: Source, kind: Kind, data_dir: Path | None, settings: Settings) -> Dataset:
-    """The split data set, read once per process and kept for the next trials.
+def load_dataset(
+    source: Source, kind: DataKind, data_dir: Path | None, settings: Settings
+) -> Dataset:
+    """Load and split a data set. The process keeps it for its next trials.
 
-    What has an identity is read once per machine (`objectives.data.cache`).
+    A data set whose source has an identity is split once per machine; `objectives.data.cache`
+    keeps it.
 
     Raises:
-        DataError: A file is broken, or the data set cannot be had.
-        SettingError: The settings ask for more than there is.
+        DataError: A file is broken, or the data set cannot be found.
+        SettingError: The settings ask for more examples than there are.
     """
-    return _split(
+    return _load(
         source,
         kind,
         data_dir,
@@ -71,41 +75,42 @@ def load_dataset(source: Source, kind: Kind, data_dir: Path | None, settings: Se
     )
 
 
-def load_test_set(source: Source, kind: Kind, data_dir: Path | None) -> Examples:
-    """The sealed test set, read anew: no trial sees it, and nothing keeps it.
+def load_test_set(source: Source, kind: DataKind, data_dir: Path | None) -> Examples:
+    """Load the sealed test set. No trial sees it, and the process does not keep it.
 
     Raises:
         DataError: A file is broken, or there is no test set.
     """
-    loaded = source.load(kind, data_dir)
-    if loaded.test is None:
-        raise DataError(f"{loaded.source}: there is no test set")
-    return loaded.test
+    data = source.load(kind, data_dir)
+    if data.test is None:
+        raise DataError(f"{data.source}: there is no test set")
+    return data.test
 
 
 @lru_cache(maxsize=2)
-def _split(
+def _load(
     source: Source,
-    kind: Kind,
+    kind: DataKind,
     data_dir: Path | None,
     validation_fraction: float,
     train_size: int | None,
     seed: int,
 ) -> Dataset:
     def make() -> cache.Entry:
-        return _entry(source.load(kind, data_dir), validation_fraction, train_size, seed)
+        return _split(source.load(kind, data_dir), validation_fraction, train_size, seed)
 
     identity = source.identity(kind, data_dir)
     if identity is None:
-        return _dataset(make())
-    return _dataset(cache.shared([identity, validation_fraction, train_size, seed], make))
+        return _as_dataset(make())
+    key = [identity, validation_fraction, train_size, seed]
+    return _as_dataset(cache.load_or_make(key, make))
 
 
-def _entry(
-    loaded: Loaded, validation_fraction: float, train_size: int | None, seed: int
+def _split(
+    data: SourceData, validation_fraction: float, train_size: int | None, seed: int
 ) -> cache.Entry:
-    x, y = loaded.train
-    train, validation = stratified(
+    x, y = data.train
+    train, validation = stratified_split(
         y, validation_fraction=validation_fraction, train_size=train_size, seed=seed
     )
     return cache.Entry(
@@ -116,19 +121,19 @@ def _entry(
             "validation_y": y[validation],
         },
         {
-            "source": loaded.source,
-            "kind": loaded.kind,
-            "fingerprint": _fingerprint(x, y, *(loaded.test or ()), train, validation),
+            "source": data.source,
+            "kind": data.kind,
+            "fingerprint": _fingerprint(x, y, *(data.test or ()), train, validation),
         },
     )
 
 
-def _dataset(entry: cache.Entry) -> Dataset:
-    arrays = {name: frozen(array) for name, array in entry.arrays.items()}
+def _as_dataset(entry: cache.Entry) -> Dataset:
+    arrays = {name: read_only(array) for name, array in entry.arrays.items()}
     return Dataset(
         train=Examples(arrays["train_x"], arrays["train_y"]),
         validation=Examples(arrays["validation_x"], arrays["validation_y"]),
-        **entry.about,
+        **entry.metadata,
     )
 
 

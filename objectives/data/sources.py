@@ -1,4 +1,4 @@
-"""Where data sets come from: published files, Keras's cache, a download, a user's function."""
+"""Sources of data sets: published files, Keras's cache, a download, or a user's function."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from objectives.data import synthetic
-from objectives.data.download import fetch, keras_cache
-from objectives.data.files import Array, Arrays, Found, find_cifar10, find_mnist
+from objectives.data.arrays import Array, Examples, TrainTestArrays, are_labels, read_only
+from objectives.data.download import download, keras_cache
+from objectives.data.files import DataFiles, find_cifar10, find_mnist
 from objectives.errors import DataError, DataMissing, SettingError
 
-Kind = Literal["real", "synthetic", "auto"]
-KINDS: tuple[Kind, ...] = ("real", "synthetic", "auto")
+DataKind = Literal["real", "synthetic", "auto"]
+"""Which data to load: the published ones, generated ones, or generated ones as a fallback."""
+
+DATA_KINDS: tuple[DataKind, ...] = ("real", "synthetic", "auto")
 
 
-class Examples(NamedTuple):
-    """Inputs [n, ...] and targets [n, ...]; read-only."""
+class SourceData(NamedTuple):
+    """What a source has loaded.
 
-    x: Array
-    y: Array
-
-    @property
-    def size(self) -> int:
-        """How many examples these are."""
-        return len(self.x)
-
-
-class Loaded(NamedTuple):
-    """A source's arrays, with where they come from; `test` is None where there is none."""
+    Attributes:
+        train: The training set, not split yet.
+        test: The test set; None if there is none.
+        source: Where the data come from, in words.
+        kind: "real" or "synthetic".
+    """
 
     train: Examples
     test: Examples | None
@@ -43,127 +41,129 @@ class Loaded(NamedTuple):
 
 
 class Source(ABC):
-    """Where a data set comes from. Subclasses are hashable: the split is cached by them."""
+    """Where a data set comes from. Subclasses are hashable: the process caches data by source."""
 
     @abstractmethod
-    def load(self, kind: Kind, data_dir: Path | None) -> Loaded:
-        """All of it.
+    def load(self, kind: DataKind, data_dir: Path | None) -> SourceData:
+        """Load the training and the test set.
 
         Raises:
             DataError: A file is broken.
-            DataMissing: It cannot be had.
+            DataMissing: The data set is not found.
             SettingError: The source has no data of this kind.
         """
 
-    def identity(self, kind: Kind, data_dir: Path | None) -> list[Any] | None:
-        """What tells these data from others without reading them, as JSON; None: nothing does."""
+    def identity(self, kind: DataKind, data_dir: Path | None) -> list[Any] | None:
+        """Return what identifies the data without reading them, as JSON; None if nothing does."""
         return None
 
 
 @dataclass(frozen=True)
 class CallableSource(Source):
-    """Arrays from a user's function: (x, y), or ((x, y), (x_test, y_test)) as Keras's loaders.
+    """A user's function that returns (x, y), or ((x, y), (x_test, y_test)) as Keras's loaders do.
 
-    A function with a parameter `data_dir` is given the folder, or None.
+    A function with a parameter `data_dir` gets the folder, or None.
     """
 
     function: Callable[..., Any]
 
-    def load(self, kind: Kind, data_dir: Path | None) -> Loaded:
-        """Calls the function."""
+    def load(self, kind: DataKind, data_dir: Path | None) -> SourceData:
+        """Call the function and check what it returns."""
         name = f"{self.function.__module__}.{self.function.__qualname__}"
         if kind == "synthetic":
             raise SettingError(f"{name} has no generated stand-in: --data synthetic is not for it")
         takes_dir = "data_dir" in inspect.signature(self.function).parameters
-        found = self.function(data_dir=data_dir) if takes_dir else self.function()
+        returned = self.function(data_dir=data_dir) if takes_dir else self.function()
         try:
-            (x, y), *rest = (found, None) if _is_pair_of_arrays(found) else found
+            (x, y), *rest = (returned, None) if _is_pair_of_arrays(returned) else returned
         except (TypeError, ValueError):
             raise DataError(
                 f"{name}: must return (x, y) or ((x, y), (x_test, y_test)), arrays"
             ) from None
-        test = Examples(*map(frozen, rest[0])) if rest and rest[0] is not None else None
-        train = Examples(frozen(x), _targets(y))
+        test = Examples(*map(read_only, rest[0])) if rest and rest[0] is not None else None
+        train = Examples(read_only(x), _targets(y))
         _check_lengths(train, name)
-        return Loaded(train, test, name, "real")
+        return SourceData(train, test, name, "real")
 
 
 @dataclass(frozen=True)
 class ImageSource(Source):
-    """A published image data set.
+    """A published data set of labelled images.
 
     Attributes:
         title: Its name in messages.
-        shape: One image's shape.
-        n_classes: How many classes it has.
-        find: Looks for it in a folder.
-        draw: Generates the stand-in.
-        files: What a folder may hold, in words.
-        url: Where it is published; `sha256` is that file's, `cached_as` its name in Keras's cache.
+        shape: The shape of one image.
+        n_classes: The number of classes.
+        find: Looks for the data set in a folder.
+        generate: Generates the synthetic stand-in.
+        files: The files that `find` looks for, in words.
+        url: Where the data set is published.
+        sha256: The checksum of the file at `url`.
+        cached_as: The name of that file in Keras's cache.
     """
 
     title: str
     shape: tuple[int, ...]
     n_classes: int
-    find: Callable[[Path], Found | None]
-    draw: Callable[[], Arrays]
+    find: Callable[[Path], DataFiles | None]
+    generate: Callable[[], TrainTestArrays]
     files: str
     url: str
     sha256: str
     cached_as: str
 
-    def load(self, kind: Kind, data_dir: Path | None) -> Loaded:
-        """The files of `data_dir`, or else of Keras's cache or of its download; or generated."""
+    def load(self, kind: DataKind, data_dir: Path | None) -> SourceData:
+        """Read `data_dir`, else Keras's cache, else download; or generate the stand-in."""
         if kind == "synthetic":
             return self._generated()
         try:
-            found = self._in_folder(data_dir) if data_dir else self._cached_or_fetched()
+            files = self._in_folder(data_dir) if data_dir else self._cached_or_downloaded()
         except DataMissing:
             if kind == "auto":
                 return self._generated()
             raise
-        return self._checked(found.read(), str(found.path), "real")
+        return self._checked(files.read(), str(files.path), "real")
 
-    def identity(self, kind: Kind, data_dir: Path | None) -> list[Any] | None:
-        """The files' paths, sizes and times of change; the generator's code."""
+    def identity(self, kind: DataKind, data_dir: Path | None) -> list[Any] | None:
+        """Return paths, sizes and times of change of the files; or a hash of the generator."""
         if kind == "synthetic":
-            return [self.title, kind, _digest(Path(synthetic.__file__))]
-        found = self.find(data_dir or keras_cache())
-        return None if found is None else [self.title, "real", *_stats(found.path)]
+            return [self.title, kind, _sha256(Path(synthetic.__file__))]
+        files = self.find(data_dir or keras_cache())
+        return None if files is None else [self.title, "real", *_stats(files.path)]
 
-    def _generated(self) -> Loaded:
-        return self._checked(self.draw(), "synthetic (generated)", "synthetic")
+    def _generated(self) -> SourceData:
+        return self._checked(self.generate(), "synthetic (generated)", "synthetic")
 
-    def _in_folder(self, folder: Path) -> Found:
+    def _in_folder(self, folder: Path) -> DataFiles:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder to find {self.title} in")
-        found = self.find(folder)
-        if found is None:
+        files = self.find(folder)
+        if files is None:
             raise DataMissing(
                 f"{folder}: no {self.title} in it (looked for {self.files}); put it there, "
                 "or use --data synthetic"
             )
-        return found
+        return files
 
-    def _cached_or_fetched(self) -> Found:
-        cache = keras_cache()
-        found = self.find(cache)
-        if found is not None:
-            return found
+    def _cached_or_downloaded(self) -> DataFiles:
+        folder = keras_cache()
+        files = self.find(folder)
+        if files is not None:
+            return files
         try:
-            fetch(self.url, cache / self.cached_as, self.sha256)
+            download(self.url, folder / self.cached_as, self.sha256)
         except OSError as error:
             reason = " ".join(str(error).split())
             raise DataMissing(
-                f"no {self.title} in {cache}, and {self.url} cannot be downloaded ({reason}); "
+                f"no {self.title} in {folder}, and {self.url} cannot be downloaded ({reason}); "
                 f"name a folder that has it by --data-dir ({self.files}), or use --data synthetic"
             ) from error
-        return self._in_folder(cache)
+        return self._in_folder(folder)
 
-    def _checked(self, arrays: Arrays, source: str, kind: str) -> Loaded:
+    def _checked(self, arrays: TrainTestArrays, source: str, kind: str) -> SourceData:
         train = self._examples(arrays.x_train, arrays.y_train, f"{source}: x_train, y_train")
         test = self._examples(arrays.x_test, arrays.y_test, f"{source}: x_test, y_test")
-        return Loaded(train, test, source, kind)
+        return SourceData(train, test, source, kind)
 
     def _examples(self, x: Array, y: Array, source: str) -> Examples:
         if x.dtype != np.uint8 or x.shape[1:] != self.shape:
@@ -183,7 +183,7 @@ class ImageSource(Source):
             raise DataError(
                 f"{source}: labels from {y.min()} to {y.max()}, must be 0 to {self.n_classes - 1}"
             )
-        return Examples(frozen(x), _targets(y.reshape(-1)))
+        return Examples(read_only(x), _targets(y.reshape(-1)))
 
 
 MNIST = ImageSource(
@@ -191,7 +191,7 @@ MNIST = ImageSource(
     shape=(28, 28),
     n_classes=10,
     find=find_mnist,
-    draw=synthetic.digits,
+    generate=synthetic.digits,
     files="mnist.npz or the four IDX files",
     url="https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
     sha256="731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1",
@@ -203,7 +203,7 @@ CIFAR10 = ImageSource(
     shape=(32, 32, 3),
     n_classes=10,
     find=find_cifar10,
-    draw=synthetic.shapes,
+    generate=synthetic.shapes,
     files="cifar10.npz, cifar-10-batches-py, cifar-10-batches-bin or their tarballs",
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
@@ -212,39 +212,24 @@ CIFAR10 = ImageSource(
 
 
 def _stats(path: Path) -> list[Any]:
-    """A file's, or those of all files of a folder."""
+    """Return path, size and time of change of a file, or of every file in a folder."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(file, file.stat()) for file in files]
     return [[str(file.absolute()), s.st_size, s.st_mtime_ns] for file, s in stats]
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def are_labels(y: Array) -> bool:
-    """Whether targets are class labels: whole numbers [n]."""
-    return y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
-
-
 def _targets(y: Any) -> Array:
-    """Targets in one form whatever file they came from: labels as int32 [n]."""
+    """Return labels as int32 [n], whatever the file had, and other targets as they are."""
     targets = np.asarray(y)
-    return frozen(targets.astype(np.int32) if are_labels(targets) else targets)
+    return read_only(targets.astype(np.int32) if are_labels(targets) else targets)
 
 
-def frozen(values: Any) -> Array:
-    """A view that cannot be written through, so that no trial spoils the next one's data."""
-    array = np.asarray(values)
-    if array.dtype.hasobject:
-        raise DataError(f"arrays of numbers are needed, not of {array.dtype}")
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def _is_pair_of_arrays(found: Any) -> bool:
-    return len(found) == 2 and hasattr(found[0], "shape") and hasattr(found[1], "shape")
+def _is_pair_of_arrays(returned: Any) -> bool:
+    return len(returned) == 2 and hasattr(returned[0], "shape") and hasattr(returned[1], "shape")
 
 
 def _check_lengths(examples: Examples, source: str) -> None:

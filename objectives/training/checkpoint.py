@@ -1,8 +1,8 @@
-"""The state of a training after an epoch: taken, kept as bytes, and put back into a model.
+"""State: everything that a training needs to continue after an epoch, as bytes and back.
 
-It holds all that decides how training goes on: weights, the optimizer's variables (slots, counted
-steps, learning rate), the callbacks' own numbers, the history and the best weights. Random numbers
-need no state: `objectives.training.seeds` draws them anew for each epoch.
+That is the weights, the optimizer's variables (slots, step count, learning rate), the attributes
+of the callbacks, the history and the best weights. Random numbers need no state:
+`objectives.training.seeds` draws them anew for each epoch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from objectives.data.files import Array
+from objectives.data.arrays import Array
 
 _VERSION = 1
+_METADATA = "told"  # the name of the JSON part in the archives of version 1
 _GROUPS = ("weights", "optimizer", "best")
-_PLAIN = (bool, int, float, str, type(None))
+_JSON_TYPES = (bool, int, float, str, type(None))
 
 
 class StateError(ValueError):
-    """Bytes that are no state, or a state of another model or another training."""
+    """Bytes that hold no state, or the state of another model or another training."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ class State:
     """A training after an epoch.
 
     Attributes:
-        training: What the training is, as JSON: a state goes on only in the same one.
-        history: Each epoch's logs.
-        ended: Whether the training was over after that epoch.
+        training: What identifies the training, as JSON; another one cannot use the state.
+        history: The logs of each epoch.
+        ended: Whether the training was over after the last epoch.
         weights: The model's weights.
         optimizer: The optimizer's variables.
-        best: The weights of the best epoch.
-        callbacks: Each callback's plain attributes.
+        best: The weights after the best epoch.
+        callbacks: The attributes of each callback.
     """
 
     training: dict[str, Any]
@@ -56,11 +57,11 @@ class State:
         return len(self.history) - 1
 
     def to_bytes(self) -> bytes:
-        """An uncompressed .npz archive, without pickles."""
+        """Return an uncompressed .npz archive without pickles."""
         groups = {name: getattr(self, name) for name in _GROUPS}
-        if _same(self.best, self.weights):
+        if _are_same(self.best, self.weights):
             groups["best"] = []
-        told = {
+        metadata = {
             "version": _VERSION,
             "training": self.training,
             "history": self.history,
@@ -68,92 +69,98 @@ class State:
             "callbacks": self.callbacks,
             "dtypes": {name: [str(a.dtype) for a in arrays] for name, arrays in groups.items()},
         }
-        named = {f"{g}{i}": _bare(a) for g, arrays in groups.items() for i, a in enumerate(arrays)}
+        arrays = {_METADATA: np.array(json.dumps(metadata))}
+        for name, group in groups.items():
+            arrays |= {f"{name}{i}": _as_numpy_dtype(array) for i, array in enumerate(group)}
         file = io.BytesIO()
-        np.savez(file, allow_pickle=False, told=np.array(json.dumps(told)), **named)
+        np.savez(file, allow_pickle=False, **arrays)
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> State:
-        """Reads `to_bytes` back.
+        """Read the bytes that `to_bytes` has made.
 
         Raises:
-            StateError: These bytes are something else.
+            StateError: The bytes are something else, or are damaged.
         """
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 return cls._read(archive)
         except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise StateError(f"no state of a training: {error}") from error
+            raise StateError(f"not the state of a training: {error}") from error
 
     @classmethod
     def _read(cls, archive: Any) -> State:
-        told = json.loads(str(archive["told"]))
-        if told["version"] != _VERSION:
-            raise StateError(f"a state of version {told['version']}, not {_VERSION}")
+        metadata = json.loads(str(archive[_METADATA]))
+        if metadata["version"] != _VERSION:
+            raise StateError(f"a state of version {metadata['version']}, not {_VERSION}")
         groups: dict[str, Any] = {
-            name: [_dressed(archive[f"{name}{i}"], kind) for i, kind in enumerate(kinds)]
-            for name, kinds in told["dtypes"].items()
+            name: [_with_dtype(archive[f"{name}{i}"], dtype) for i, dtype in enumerate(dtypes)]
+            for name, dtypes in metadata["dtypes"].items()
         }
         groups["best"] = groups["best"] or groups["weights"]
-        known = {name: told[name] for name in ("training", "history", "ended", "callbacks")}
-        return cls(**known, **groups)
+        fields = {name: metadata[name] for name in ("training", "history", "ended", "callbacks")}
+        return cls(**fields, **groups)
 
 
-def values(variables: Iterable[Any]) -> list[Array]:
-    """Copies of Keras variables' values."""
+def copy_values(variables: Iterable[Any]) -> list[Array]:
+    """Return the values of Keras variables as numpy arrays."""
     import keras
 
     return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
-def put(variables: Sequence[Any], arrays: Sequence[Array]) -> None:
-    """Gives variables their values back.
+def assign_values(variables: Sequence[Any], values: Sequence[Any]) -> None:
+    """Assign arrays, or other variables' values, to Keras variables: to all of them or to none.
 
     Raises:
-        StateError: Their number, shapes or types differ; nothing was changed.
+        StateError: Numbers, shapes or dtypes differ.
     """
-    have = [(tuple(v.shape), str(v.dtype)) for v in variables]
-    new = [(a.shape, str(a.dtype)) for a in arrays]
-    if have != new:
-        raise StateError(f"variables of another model: {_difference(new, have)}")
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
+    old = [(tuple(v.shape), str(v.dtype)) for v in variables]
+    new = [(tuple(v.shape), str(v.dtype)) for v in values]
+    if old != new:
+        raise StateError(f"variables of another model: {_difference(new, old)}")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def plain_attributes(callback: Any) -> dict[str, Any]:
-    """What a callback remembers, as far as it is numbers and words.
+    """Return the attributes of a callback that are numbers, strings or None.
 
-    What its constructor was given is the callback's own business: Keras turns the sign of a
-    `min_delta` when it first needs it.
+    The arguments of its constructor are left out, since Keras changes some of them: it turns the
+    sign of a `min_delta` when it first uses it.
     """
-    given = inspect.signature(type(callback)).parameters
-    taken = {n: _unboxed(value) for n, value in vars(callback).items() if n not in given}
-    return {name: value for name, value in taken.items() if isinstance(value, _PLAIN)}
+    arguments = inspect.signature(type(callback)).parameters
+    attributes = {
+        n: _as_python(value) for n, value in vars(callback).items() if n not in arguments
+    }
+    return {name: value for name, value in attributes.items() if isinstance(value, _JSON_TYPES)}
 
 
-def _unboxed(value: Any) -> Any:
+def _as_python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _same(one: list[Array], other: list[Array]) -> bool:
+def _are_same(one: list[Array], other: list[Array]) -> bool:
+    """Return whether two lists hold the same objects; their values are not compared."""
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
-def _difference(new: list[Any], have: list[Any]) -> str:
-    if len(new) != len(have):
-        return f"{len(new)} of them for {len(have)}"
-    return next(f"{n} for {h}" for n, h in zip(new, have, strict=True) if n != h)
+def _difference(new: list[Any], old: list[Any]) -> str:
+    if len(new) != len(old):
+        return f"{len(new)} of them for {len(old)}"
+    return next(f"{n} for {o}" for n, o in zip(new, old, strict=True) if n != o)
 
 
-def _bare(array: Array) -> Array:
-    """The array in a type that numpy's files know; bfloat16 is none."""
+def _as_numpy_dtype(array: Array) -> Array:
+    """View an array in a dtype that .npy files support; bfloat16 becomes uint16."""
     return array if array.dtype.isbuiltin else array.view(np.dtype(f"u{array.dtype.itemsize}"))
 
 
-def _dressed(array: Array, kind: str) -> Array:
-    if str(array.dtype) == kind:
+def _with_dtype(array: Array, dtype: str) -> Array:
+    """Undo `_as_numpy_dtype`."""
+    if str(array.dtype) == dtype:
         return array
     import ml_dtypes
 
-    return array.view(getattr(ml_dtypes, kind))
+    return array.view(getattr(ml_dtypes, dtype))

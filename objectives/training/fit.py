@@ -1,8 +1,8 @@
-"""Fit one model: report and ask for pruning after each epoch, end early, stop when asked.
+"""Fit one model for a trial: by programs that train a whole epoch, or by plain `keras.Model.fit`.
 
-A training is a function of its seed and its settings: what is random in an epoch is drawn from
-(seed, epoch). With a checkpoint of the trial it goes on after the epoch that was saved last, and
-comes to the same bits on the CPU as if it had never been cut short.
+A training depends on its settings and its seed only: all random numbers of an epoch are drawn from
+(seed, epoch). A trial with a checkpoint continues after the last saved epoch. On the CPU it comes
+to the same weights, bit for bit, as a trial without interruption.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from typing import Any
 import optuna
 
 from objectives.data.dataset import Dataset
-from objectives.training.compiled import reuse
-from objectives.training.compiled.epoch import EpochTrainer, Programs
-from objectives.training.plain import shuffled_batches
+from objectives.training.compiled.epoch import EpochTrainer
+from objectives.training.compiled.program import Programs
+from objectives.training.compiled.reuse import reusable_programs
+from objectives.training.plain import train_plain
 from objectives.training.plan import Plan, choose_plan, on_cpu
-from objectives.training.recorder import Course, FitResult, Watch, require
+from objectives.training.recorder import FitResult, check_monitor
+from objectives.training.run import TrainingRun
+from objectives.training.settings import TrainingSettings
 
 _log = logging.getLogger("studyhall")
-
-_EXAMPLES_PER_EXECUTION = 8192
-_VALIDATION_BATCH = 1024
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def prepare(seed: int, dtype_policy: str | None = None) -> None:
-    """Makes this process ready for one more model: no leftovers, every random seed set.
+    """Prepare this process for the next model: clear Keras's session and set all random seeds.
 
-    On TensorFlow, operations are deterministic from the first call on.
+    From the first call on, TensorFlow's operations are deterministic.
 
     Args:
         seed: The seed of Python's, numpy's and the backend's generators.
-        dtype_policy: Keras's dtype policy from now on; None: the one that it has.
+        dtype_policy: Keras's dtype policy from now on; None leaves it as it is.
     """
     import keras
 
-    # It would forget what the user's own module has chosen, mixed precision for one.
+    # clear_session resets the policy, which the user's own module may have set.
     policy = dtype_policy or keras.config.dtype_policy()
     keras.utils.clear_session()
     keras.config.set_dtype_policy(policy)
@@ -50,73 +50,74 @@ def prepare(seed: int, dtype_policy: str | None = None) -> None:
         _prepare_tensorflow()
 
 
-def _prepare_tensorflow() -> None:
-    import tensorflow as tf
-
-    tf.config.experimental.enable_op_determinism()
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
-    if wanted not in ("", "-1", *_said) and on_cpu():
-        _said.add(wanted)
-        _log.warning("TensorFlow sees no GPU %s: it trains on the CPU", wanted)
-    # It warns of functions that are traced again, as every new trial's model has to be.
-    tf.get_logger().setLevel("ERROR")
-
-
 def fit(
     model: Any,
     dataset: Dataset,
-    course: Course,
+    settings: TrainingSettings,
     trial: optuna.Trial,
     *,
     callbacks: Sequence[Any] = (),
     resident_limit: float | None = None,
 ) -> FitResult:
-    """Trains `model` with `keras.Model.fit`; the trial hears of every epoch.
+    """Train `model` with `keras.Model.fit` and report every epoch to the trial.
 
-    Where an earlier model of this process was the same but for its values, that one is trained in
-    its place, by programs that are compiled already; `model` has the values afterwards.
+    If this process has trained a model of the same layers before, its compiled programs are
+    reused: the values of `model` are copied to the earlier model, trained there, and copied back.
 
-    Whatever the trial raises while it is told of an epoch leaves after `fit` has ended in order,
-    with every callback's `on_train_end`. The trial's user attribute `training` then tells how the
-    model was trained and how fast.
+    The trial's user attribute `training` says afterwards how the model was trained and how fast.
 
     Args:
         model: A compiled `keras.Model`.
-        dataset: What to train and validate on.
-        course: How.
-        trial: Hears of every epoch; may have `checkpoint` and `should_stop`.
-        callbacks: `keras.callbacks.Callback`s of the model's own.
-        resident_limit: Bytes of examples that may lie on the device, else they are streamed;
-            None: what it has room for.
+        dataset: The examples to train on and to validate with.
+        settings: How to train.
+        trial: Gets the report of each epoch; may have `checkpoint` and `should_stop`.
+        callbacks: The user's `keras.callbacks.Callback`s.
+        resident_limit: If the examples are more than this many bytes, they are streamed to the
+            device; None: if they are more than the device has room for.
 
     Raises:
-        MonitorError: The model does not produce the monitor; seen before the first epoch.
+        MonitorError: The model does not produce the monitor. This is seen before the first epoch.
         optuna.TrialPruned: The pruner ended the trial.
-        TrialStopped: The trial's `should_stop` said so in mid-epoch.
+        TrialStopped: The trial's `should_stop` returned true in mid-epoch.
+        BaseException: What the trial's `report` or `should_prune` raised.
     """
-    steps = course.epochs * math.ceil(dataset.train.size / course.batch_size)
+    steps = settings.epochs * math.ceil(dataset.train.size / settings.batch_size)
     plan = choose_plan(model, steps)
-    _say_once(model, plan)
-    _build(model, dataset, plan, course.monitor)
-    told: dict[str, Any] = {"how": plan.how, "n_weights": model.count_params()}
-    with _lent(model, plan, course.batch_size) as programs:
+    if plan.how == "plain":
+        message = f"{type(model).__name__} is trained batch by batch: {plan.why}"
+        _log_once(plan.why, logging.INFO, message)
+    _build(model, dataset, plan, settings.monitor)
+    attributes: dict[str, Any] = {"how": plan.how, "n_weights": model.count_params()}
+    with _programs(model, plan, settings) as programs:
         trained = model if programs is None else programs.model
-        watch = Watch(trained, trial, course, dataset.train.size, callbacks)
-        if watch.go_on():
-            told |= _fitted(watch, dataset, programs, resident_limit)
-    if watch.reason is None or isinstance(watch.reason, optuna.TrialPruned):
-        trial.set_user_attr("training", told)
-    return watch.result()
+        run = TrainingRun(trained, trial, settings, dataset.train.size, callbacks)
+        if run.resume():
+            attributes |= _train(run, dataset, programs, resident_limit)
+    if run.stopper.reason is None or isinstance(run.stopper.reason, optuna.TrialPruned):
+        trial.set_user_attr("training", attributes)
+    return run.result()
 
 
-def _say_once(model: Any, plan: Plan) -> None:
-    if plan.how == "plain" and plan.why not in _said:
-        _said.add(plan.why)
-        _log.info("%s is trained batch by batch: %s", type(model).__name__, plan.why)
+def _prepare_tensorflow() -> None:
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
+    if wanted not in ("", "-1") and on_cpu():
+        message = f"TensorFlow sees no GPU {wanted}: it trains on the CPU"
+        _log_once(wanted, logging.WARNING, message)
+    # TensorFlow warns of functions that are traced again, and every new trial's model has to be.
+    tf.get_logger().setLevel("ERROR")
+
+
+def _log_once(key: str, level: int, message: str) -> None:
+    if key not in _logged:
+        _logged.add(key)
+        _log.log(level, message)
 
 
 def _build(model: Any, dataset: Dataset, plan: Plan, monitor: str) -> None:
-    """Tries the model on two examples, which builds it, and looks for the monitor in the logs."""
+    """Evaluate two examples, which builds the model, and look for the monitor in the logs."""
     import keras
 
     x, y = (part[:2] for part in dataset.validation)
@@ -126,62 +127,32 @@ def _build(model: Any, dataset: Dataset, plan: Plan, monitor: str) -> None:
         logs = model.test_step(tuple(map(keras.ops.convert_to_tensor, (x, y))))
         model.reset_metrics()
     model.optimizer.build(model.trainable_variables)
-    own_logs = type(model).train_step is not keras.Model.train_step
-    if monitor.startswith("val_") or not own_logs:
-        require(monitor, [*logs, *(f"val_{name}" for name in logs)])
+    has_own_logs = type(model).train_step is not keras.Model.train_step
+    if monitor.startswith("val_") or not has_own_logs:
+        check_monitor(monitor, [*logs, *(f"val_{name}" for name in logs)])
 
 
-def _lent(model: Any, plan: Plan, batch_size: int) -> AbstractContextManager[Programs | None]:
+def _programs(
+    model: Any, plan: Plan, settings: TrainingSettings
+) -> AbstractContextManager[Programs | None]:
     if plan.how == "plain":
         return nullcontext()
-    return reuse.lent(model, plan, batch_size, max(batch_size, _VALIDATION_BATCH))
+    return reusable_programs(model, plan, settings.batch_size, settings.validation_batch_size)
 
 
-def _fitted(
-    watch: Watch, dataset: Dataset, programs: Programs | None, resident_limit: float | None
+def _train(
+    run: TrainingRun, dataset: Dataset, programs: Programs | None, resident_limit: float | None
 ) -> dict[str, float]:
-    """Trains by the programs, or batch by batch; returns how fast that was."""
+    """Train by programs, or batch by batch without them; return how fast that was."""
     if programs is None:
-        batch_size = watch.course.batch_size
-        watch.model.steps_per_execution = _steps_per_execution(
-            watch.model, dataset.train.size, batch_size
-        )
-        _call_fit(
-            watch,
-            x=shuffled_batches(dataset.train, batch_size, watch.order),
-            validation_data=tuple(dataset.validation),
-            validation_batch_size=max(batch_size, _VALIDATION_BATCH),
-        )
-        return watch.speed()
+        return train_plain(run, dataset)
     trainer = EpochTrainer(
         programs,
         dataset,
-        order=watch.order,
-        asked_to_stop=watch.asked_to_stop,
-        limit=resident_limit,
+        order=run.seeds.order,
+        should_stop=run.stopper.should_stop,
+        resident_limit=resident_limit,
     )
-    with trainer.installed() as arguments:
-        _call_fit(watch, **arguments)
+    with trainer.installed() as data:
+        run.fit(**data)
     return trainer.speed()
-
-
-def _call_fit(watch: Watch, **data: Any) -> None:
-    watch.model.fit(
-        **data,
-        epochs=watch.course.epochs,
-        initial_epoch=len(watch.history),
-        callbacks=[*watch.callbacks, watch.callback()],
-        shuffle=False,
-        verbose=0,
-    )
-
-
-def _steps_per_execution(model: Any, n: int, batch_size: int) -> int:
-    """How many batches one call into the backend takes.
-
-    Many for a model whose batch takes less time than the call; a convolution's takes so long that
-    a request to stop would have to wait.
-    """
-    if any(len(weight.shape) > 2 for weight in model.weights):
-        return 1
-    return math.ceil(min(n, _EXAMPLES_PER_EXECUTION) / batch_size)

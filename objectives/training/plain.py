@@ -1,26 +1,44 @@
-"""Batches for `keras.Model.fit` itself, where an epoch cannot be one program.
+"""Train batch by batch with plain `keras.Model.fit`, for models whose epoch cannot be a program.
 
-The order of an epoch's examples is the same one that the programs follow, so a continued trial
-sees what it would have seen, on every backend.
+The examples come in the same order as in a program. So a continued trial trains as it would have
+without the interruption, on every backend.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
-from objectives.data.files import Array
-from objectives.data.sources import Examples
+from objectives.data.arrays import Array, Examples
+from objectives.data.dataset import Dataset
+from objectives.training.run import TrainingRun
+
+_EXAMPLES_PER_EXECUTION = 8192
+
+
+def train_plain(run: TrainingRun, dataset: Dataset) -> dict[str, float]:
+    """Train the run's model; return how fast that was, as `EpochTimer.speed` does."""
+    batch_size = run.settings.batch_size
+    run.model.steps_per_execution = _steps_per_execution(run.model, dataset.train.size, batch_size)
+    timer = EpochTimer(dataset.train.size)
+    run.fit(
+        x=shuffled_batches(dataset.train, batch_size, run.seeds.order),
+        validation_data=tuple(dataset.validation),
+        validation_batch_size=run.settings.validation_batch_size,
+        extra_callbacks=[timer.keras_callback()],
+    )
+    return timer.speed()
 
 
 def shuffled_batches(examples: Examples, batch_size: int, order: Callable[[], Array]) -> Any:
-    """A `keras.utils.PyDataset` that takes the examples in the order of each epoch.
+    """Return a `keras.utils.PyDataset` that takes the examples in the order of each epoch.
 
     Args:
-        examples: What to train on.
-        batch_size: Examples a batch; the last one may be smaller.
-        order: Gives the order of the epoch that begins.
+        examples: The examples to train on.
+        batch_size: Examples in a batch; the last one may be smaller.
+        order: Returns the order of the current epoch: int32 [n].
     """
     import keras
 
@@ -40,3 +58,52 @@ def shuffled_batches(examples: Examples, batch_size: int, order: Callable[[], Ar
             self.rows = order()
 
     return Batches()
+
+
+class EpochTimer:
+    """Measures the training part of each epoch, without the validation."""
+
+    def __init__(self, n_examples: int) -> None:
+        self._n_examples = n_examples
+        self._start = 0.0
+        self._seconds: list[float] = []
+
+    def keras_callback(self) -> Any:
+        """Make the Keras callback that measures."""
+        import keras
+
+        return keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self._begin(),
+            on_test_begin=lambda logs: self._end(),
+        )
+
+    def speed(self) -> dict[str, float]:
+        """Return `compile_seconds` and training `samples_per_second`; empty before two epochs.
+
+        The first epoch contains the compilation; the others show what an epoch takes without it.
+        """
+        first, *others = self._seconds or [0.0]
+        if not others:
+            return {}
+        usual = sum(others) / len(others)
+        return {
+            "compile_seconds": round(max(0.0, first - usual), 3),
+            "samples_per_second": round(self._n_examples / usual, 1),
+        }
+
+    def _begin(self) -> None:
+        self._start = time.perf_counter()
+
+    def _end(self) -> None:
+        self._seconds.append(time.perf_counter() - self._start)
+
+
+def _steps_per_execution(model: Any, n: int, batch_size: int) -> int:
+    """Return how many batches one call into the backend takes.
+
+    Small batches are quicker than the call itself, so many of them share one. A convolution's
+    batch is slow: with several in a call, a request to stop would wait.
+    """
+    if any(len(weight.shape) > 2 for weight in model.weights):
+        return 1
+    return math.ceil(min(n, _EXAMPLES_PER_EXECUTION) / batch_size)

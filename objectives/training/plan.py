@@ -1,6 +1,6 @@
-"""How a model is trained: which program, by what it contains and where it runs.
+"""Plan: how a model is trained, chosen by its layers and its device.
 
-Each rule was measured; `docs/training.md` has the numbers.
+Every rule was measured; `docs/training.md` has the numbers.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 How = Literal["xla", "graph", "plain"]
 
-# What XLA gains a step on the CPU, against what its compilation costs: see docs/training.md.
 XLA_PAYS_AFTER_STEPS = 1500
+"""On the CPU, shorter trainings lose more by XLA's compilation than its steps gain."""
 
-_DENSE = {
+_XLA_LAYERS = {
     "Activation",
     "Add",
     "Average",
@@ -44,8 +44,8 @@ class Plan:
     """How to train a model.
 
     Attributes:
-        how: "xla": epochs compiled by XLA; "graph": epochs as one TensorFlow graph; "plain":
-            `keras.Model.fit` batch by batch.
+        how: "xla": each epoch is a program compiled by XLA; "graph": each epoch is a TensorFlow
+            graph; "plain": `keras.Model.fit` batch by batch.
         why: The reason, in words.
     """
 
@@ -54,16 +54,16 @@ class Plan:
 
 
 def choose_plan(model: Any, steps: int) -> Plan:
-    """The rules, in their order.
+    """Choose how to train a model.
 
     Args:
         model: A compiled and built `keras.Model`.
-        steps: How many batches will be trained at most.
+        steps: The largest number of batches that are trained.
     """
-    reason = _odd(model)
+    reason = unsupported_reason(model)
     if reason:
         return Plan("plain", reason)
-    other = sorted({type(layer).__name__ for layer in leaves(model) if not _is_dense(layer)})
+    other = sorted({type(layer).__name__ for layer in leaf_layers(model) if not _suits_xla(layer)})
     if other:
         return Plan("graph", f"has {', '.join(other)}")
     if on_cpu() and steps < XLA_PAYS_AFTER_STEPS:
@@ -71,36 +71,16 @@ def choose_plan(model: Any, steps: int) -> Plan:
     return Plan("xla", "dense layers only")
 
 
-def on_cpu() -> bool:
-    """Whether TensorFlow trains on the CPU."""
-    import tensorflow as tf
-
-    return not tf.config.list_logical_devices("GPU")
-
-
-def leaves(model: Any) -> Iterator[Any]:
-    """The layers of a model, those of models inside it included."""
-    for layer in getattr(model, "layers", ()):
-        if hasattr(layer, "layers"):
-            yield from leaves(layer)
-        else:
-            yield layer
-
-
-def _is_dense(layer: Any) -> bool:
-    return type(layer).__name__ in _DENSE and type(layer).__module__.startswith("keras.")
-
-
-def _odd(model: Any) -> str | None:
-    """Why an epoch of this model cannot be one program; None if it can."""
+def unsupported_reason(model: Any) -> str | None:
+    """Return why an epoch of this model cannot be one program; None if it can."""
     import keras
 
     backend = keras.backend.backend()
     if backend != "tensorflow":
         return f"the backend is {backend}"
-    for step in ("train_step", "test_step", "make_train_function", "make_test_function", "fit"):
-        if getattr(type(model), step) is not getattr(keras.Model, step):
-            return f"it has a {step} of its own"
+    for method in ("train_step", "test_step", "make_train_function", "make_test_function", "fit"):
+        if getattr(type(model), method) is not getattr(keras.Model, method):
+            return f"it has a {method} of its own"
     if len(getattr(model, "inputs", None) or [0]) != 1:
         return f"it has {len(model.inputs)} inputs"
     if model.run_eagerly:
@@ -108,6 +88,26 @@ def _odd(model: Any) -> str | None:
     if _is_distributed():
         return "it trains under a distribution strategy"
     return None
+
+
+def on_cpu() -> bool:
+    """Return whether TensorFlow trains on the CPU."""
+    import tensorflow as tf
+
+    return not tf.config.list_logical_devices("GPU")
+
+
+def leaf_layers(model: Any) -> Iterator[Any]:
+    """Yield the layers of a model; of a model inside it, yield the layers instead."""
+    for layer in getattr(model, "layers", ()):
+        if hasattr(layer, "layers"):
+            yield from leaf_layers(layer)
+        else:
+            yield layer
+
+
+def _suits_xla(layer: Any) -> bool:
+    return type(layer).__name__ in _XLA_LAYERS and type(layer).__module__.startswith("keras.")
 
 
 def _is_distributed() -> bool:

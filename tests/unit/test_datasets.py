@@ -19,13 +19,13 @@ from objectives.cifar10 import cnn as cifar10_cnn
 from objectives.data import synthetic
 from objectives.data.dataset import load_dataset, load_test_set
 from objectives.data.sources import MNIST, CallableSource
-from objectives.data.split import stratified
+from objectives.data.split import stratified_split
 from objectives.mnist import mlp
 
 LABELS = np.repeat(np.arange(10), np.arange(50, 150, 10))
 
 
-def _standin(**settings: object) -> Dataset:
+def _stand_in(**settings: object) -> Dataset:
     return mlp.configured(settings, data="synthetic").dataset()
 
 
@@ -80,7 +80,7 @@ def test_a_broken_file_is_no_reason_to_fall_back(tmp_path: Path) -> None:
 def test_the_split_keeps_every_class_in_proportion(
     fraction: float, train_size: int | None
 ) -> None:
-    train, validation = stratified(
+    train, validation = stratified_split(
         LABELS, validation_fraction=fraction, train_size=train_size, seed=0
     )
     assert not set(train) & set(validation)
@@ -93,7 +93,7 @@ def test_the_split_keeps_every_class_in_proportion(
 
 def test_a_smaller_training_part_is_a_subset_and_leaves_the_validation_part_alone() -> None:
     whole, large, small = (
-        stratified(LABELS, validation_fraction=0.2, train_size=size, seed=0)
+        stratified_split(LABELS, validation_fraction=0.2, train_size=size, seed=0)
         for size in (None, 300, 100)
     )
     assert set(small[0]) < set(large[0]) < set(whole[0])
@@ -102,7 +102,7 @@ def test_a_smaller_training_part_is_a_subset_and_leaves_the_validation_part_alon
 
 def test_the_split_follows_its_seed_alone() -> None:
     one, again, other = (
-        stratified(LABELS, validation_fraction=0.2, train_size=None, seed=seed)
+        stratified_split(LABELS, validation_fraction=0.2, train_size=None, seed=seed)
         for seed in (1, 1, 2)
     )
     assert np.array_equal(one[0], again[0])
@@ -119,13 +119,13 @@ def test_the_split_follows_its_seed_alone() -> None:
 )
 def test_more_than_there_is_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        _standin(**settings)
+        _stand_in(**settings)
 
 
 def test_the_fingerprint_changes_with_the_split_and_the_data_and_nothing_else() -> None:
-    plain = _standin().fingerprint
-    assert _standin(epochs=1, batch_sizes=[8], patience=None).fingerprint == plain
-    varied = [_standin(**{name: value}).fingerprint for name, value in _OTHER_SPLITS]
+    plain = _stand_in().fingerprint
+    assert _stand_in(epochs=1, batch_sizes=[8], patience=None).fingerprint == plain
+    varied = [_stand_in(**{name: value}).fingerprint for name, value in _OTHER_SPLITS]
     varied.append(cifar10_cnn.configured({}, data="synthetic").dataset().fingerprint)
     assert len({plain, *varied}) == 1 + len(varied)
 
@@ -144,7 +144,7 @@ def test_one_pixel_of_the_test_set_changes_the_fingerprint() -> None:
 
 
 def test_no_trial_sees_or_changes_the_test_set_or_the_next_trials_data() -> None:
-    dataset = _standin()
+    dataset = _stand_in()
     test = load_test_set(MNIST, "synthetic", None)
     seen = {image.tobytes() for part in (dataset.train, dataset.validation) for image in part.x}
     assert not [image for image in test.x if image.tobytes() in seen]

@@ -1,4 +1,4 @@
-"""The cache of split data sets: made once, mapped by all, never trusted unseen."""
+"""The cache of split data sets: made once, mapped by every process, checked when opened."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import pytest
 
 from objectives import Dataset
 from objectives.data import cache
-from objectives.data.dataset import _split, load_dataset
+from objectives.data.dataset import _load, load_dataset
 from objectives.data.sources import MNIST
 from objectives.mnist import mlp
 from objectives.settings import Settings
-from objectives.training.compiled.feed import placed
+from objectives.training.compiled.feed import to_tensor
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def entries_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the test's own cache."""
     monkeypatch.setenv("STUDYHALL_CACHE", str(tmp_path / "cache"))
-    _split.cache_clear()
+    _load.cache_clear()
     return tmp_path / "cache"
 
 
@@ -46,45 +46,45 @@ def _save(folder: Path, seed: int) -> None:
     np.savez(folder / "mnist.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
 
 
-def _load(data_dir: Path, **settings: object) -> Dataset:
-    _split.cache_clear()
+def _read(data_dir: Path, **settings: object) -> Dataset:
+    _load.cache_clear()
     return load_dataset(MNIST, "real", data_dir, Settings().changed(settings))
 
 
-def _entries(place: Path) -> list[Path]:
-    return sorted(place.glob("*/about.json"))
+def _entries(entries_dir: Path) -> list[Path]:
+    return sorted(entries_dir.glob("*/about.json"))
 
 
 def _as_bytes(dataset: Dataset) -> bytes:
     return b"".join(a.tobytes() for part in (dataset.train, dataset.validation) for a in part)
 
 
-def test_a_second_process_finds_what_the_first_has_made(data_dir: Path, place: Path) -> None:
-    first = _load(data_dir)
-    made = _entries(place)[0].stat().st_mtime_ns
-    second = _load(data_dir)
+def test_a_second_process_opens_the_entry_of_the_first(data_dir: Path, entries_dir: Path) -> None:
+    first = _read(data_dir)
+    made = _entries(entries_dir)[0].stat().st_mtime_ns
+    second = _read(data_dir)
     assert _as_bytes(second) == _as_bytes(first)
     assert (second.fingerprint, second.source, second.kind) == (
         first.fingerprint,
         first.source,
         first.kind,
     )
-    assert [path.stat().st_mtime_ns for path in _entries(place)] == [made]
+    assert [path.stat().st_mtime_ns for path in _entries(entries_dir)] == [made]
 
 
 def test_it_is_the_data_set_that_would_be_read_without_a_cache(
-    data_dir: Path, place: Path
+    data_dir: Path, entries_dir: Path
 ) -> None:
-    cached = _load(data_dir)
-    shutil.rmtree(place)
-    place.write_text("a file where the folder should be")
-    assert _as_bytes(_load(data_dir)) == _as_bytes(cached)
-    assert _load(data_dir).fingerprint == cached.fingerprint
+    cached = _read(data_dir)
+    shutil.rmtree(entries_dir)
+    entries_dir.write_text("a file where the folder should be")
+    assert _as_bytes(_read(data_dir)) == _as_bytes(cached)
+    assert _read(data_dir).fingerprint == cached.fingerprint
 
 
-def test_processes_that_start_at_once_make_it_once(data_dir: Path, place: Path) -> None:
+def test_processes_that_start_together_make_one_entry(data_dir: Path, entries_dir: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from objectives import cache\n"
+        "import sys; from pathlib import Path; from objectives.data import cache\n"
         "from objectives.data.dataset import load_dataset\n"
         "from objectives.settings import Settings; from objectives.data.sources import MNIST\n"
         "write = cache._write\n"
@@ -102,16 +102,16 @@ def test_processes_that_start_at_once_make_it_once(data_dir: Path, place: Path) 
 
 
 def test_the_arrays_are_mapped_and_the_device_reads_the_map(data_dir: Path) -> None:
-    train = _load(data_dir).train
-    _load(data_dir)
+    train = _read(data_dir).train
+    _read(data_dir)
     base: object = train.x
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
     assert isinstance(base, np.memmap)
     assert not train.x.flags.writeable
     assert train.x.ctypes.data % 64 == 0
-    assert placed(train.x).__dlpack__() is not None
-    assert np.array_equal(placed(train.x).numpy(), train.x)
+    assert to_tensor(train.x).__dlpack__() is not None
+    assert np.array_equal(to_tensor(train.x).numpy(), train.x)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_the_arrays_are_mapped_and_the_device_reads_the_map(data_dir: Path) -> N
     ],
     ids=["torn", "missing", "unreadable", "changed"],
 )
-def test_a_damaged_entry_is_made_again(data_dir: Path, place: Path, damage: object) -> None:
-    whole = _as_bytes(_load(data_dir))
-    damage(_entries(place)[0].parent)  # type: ignore[operator]
-    assert _as_bytes(_load(data_dir)) == whole
-    assert _as_bytes(_load(data_dir)) == whole
+def test_a_damaged_entry_is_made_again(data_dir: Path, entries_dir: Path, damage: object) -> None:
+    whole = _as_bytes(_read(data_dir))
+    damage(_entries(entries_dir)[0].parent)  # type: ignore[operator]
+    assert _as_bytes(_read(data_dir)) == whole
+    assert _as_bytes(_read(data_dir)) == whole
 
 
 def _flip(path: Path) -> None:
@@ -137,40 +137,40 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_other_files_and_other_splits_are_other_entries(data_dir: Path, place: Path) -> None:
-    before = _load(data_dir).fingerprint
-    assert _load(data_dir, split_seed=1).fingerprint != before
-    assert _load(data_dir, train_size=100).train.size == 100
+def test_other_files_and_other_splits_are_other_entries(data_dir: Path, entries_dir: Path) -> None:
+    before = _read(data_dir).fingerprint
+    assert _read(data_dir, split_seed=1).fingerprint != before
+    assert _read(data_dir, train_size=100).train.size == 100
     _save(data_dir, seed=1)
-    assert _load(data_dir).fingerprint != before
-    assert len(_entries(place)) == 4
+    assert _read(data_dir).fingerprint != before
+    assert len(_entries(entries_dir)) == 4
 
 
-def test_what_was_not_used_for_longest_is_removed(
-    data_dir: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_entry_opened_longest_ago_is_removed(
+    data_dir: Path, entries_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_KEPT", 2)
-    used = _load(data_dir, split_seed=0).fingerprint
-    _load(data_dir, split_seed=1)
-    for age, entry in enumerate(_entries(place)):
+    monkeypatch.setattr(cache, "_MAX_ENTRIES", 2)
+    used = _read(data_dir, split_seed=0).fingerprint
+    _read(data_dir, split_seed=1)
+    for age, entry in enumerate(_entries(entries_dir)):
         about = json.loads(entry.read_text())
         old = 1e9 + age if about["fingerprint"] == used else 1e9 - age
         os.utime(entry.parent, (old, old))
-    _load(data_dir, split_seed=2)
-    kept = {json.loads(entry.read_text())["fingerprint"] for entry in _entries(place)}
-    assert used in kept and len(kept) == 2
+    _read(data_dir, split_seed=2)
+    left = {json.loads(entry.read_text())["fingerprint"] for entry in _entries(entries_dir)}
+    assert used in left and len(left) == 2
 
 
-def test_the_stand_in_is_drawn_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stand_in_is_drawn_once(entries_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = mlp.configured({}, data="synthetic").data()
-    _split.cache_clear()
+    _load.cache_clear()
     monkeypatch.setattr("objectives.data.sources.ImageSource.load", None)
     assert mlp.configured({}, data="synthetic").data() == first
 
 
-def test_a_function_of_ones_own_is_called_by_every_process(place: Path) -> None:
+def test_a_users_function_is_called_by_every_process(entries_dir: Path) -> None:
     from objectives.data.sources import CallableSource
 
     source = CallableSource(lambda: (np.zeros((40, 2)), np.arange(40) % 2))
     load_dataset(source, "real", None, Settings())
-    assert not place.exists()
+    assert not entries_dir.exists()

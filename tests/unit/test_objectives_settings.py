@@ -1,4 +1,4 @@
-"""Settings: what is accepted, what is refused, and what the refusal says."""
+"""Settings: which values are allowed, and what the error says about the others."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def test_refuses_a_bad_value_in_one_line_that_says_what_is_allowed(name: str, va
         Settings().changed({name: value})
     message = str(refusal.value)
     assert message.startswith(f"setting {name}=")
-    assert message.endswith(f"must be {Settings.kinds()[name].words}")
+    assert message.endswith(f"must be {Settings.types()[name].description}")
     assert "\n" not in message
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_with_all_of_them() -> None:
     with pytest.raises(SettingError, match="did you mean epochs") as refusal:
         mlp.configured({"epoch": "3"})
-    assert all(name in str(refusal.value) for name in Settings.kinds())
+    assert all(name in str(refusal.value) for name in Settings.types())
 
 
 def test_settings_survive_json() -> None:
@@ -84,7 +84,7 @@ def test_settings_survive_json() -> None:
 
 def test_every_setting_is_documented() -> None:
     documented = Settings.__doc__ or ""
-    assert [name for name in Settings.kinds() if f"{name}:" not in documented] == []
+    assert [name for name in Settings.types() if f"{name}:" not in documented] == []
 
 
 @pytest.mark.parametrize(

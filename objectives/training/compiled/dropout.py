@@ -1,12 +1,12 @@
-"""Dropout whose random bits cost next to nothing, for programs that train a whole epoch.
+"""Dropout with cheap random bits, for programs on the CPU and for XLA.
 
-Keras draws them by a cryptographically inspired generator (Philox or ThreeFry), which a CPU takes
-longer for than for the matrices of a small model. A mask needs far less: here each element's
-number is hashed with the layer's seed by two rounds of a 32-bit mixer with low bias
-(https://github.com/skeeto/hash-prospector), operations that vectorise and that XLA fuses into
+Keras draws the bits by Philox or ThreeFry. On a CPU that takes longer than the matrix products of
+a small model. A dropout mask needs less: here the number of each element is hashed with the
+layer's seed, by two rounds of a 32-bit mixer with low bias
+(https://github.com/skeeto/hash-prospector). These operations vectorise, and XLA fuses them into
 the multiplication.
 
-The layers keep their seed generators and count them on as Keras does: only the bits differ.
+The layers keep Keras's seed generators, which advance as in Keras. Only the bits differ.
 """
 
 from __future__ import annotations
@@ -15,39 +15,51 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from objectives.training.plan import Plan, leaf_layers, on_cpu
 
-class CheapDropout:
-    """Gives plain Dropout layers their bits from the hash; their rate becomes a variable.
+
+class HashedDropout:
+    """Replaces `call` of elementwise Dropout layers; their rate becomes a variable.
 
     Args:
-        layers: Layers of a model, of whatever kind.
+        layers: Layers of a model; those of other types are left alone.
     """
 
     def __init__(self, layers: Iterable[Any]) -> None:
-        self._plain = [layer for layer in layers if _is_plain(layer)]
-        self._rates = [_variable(layer.rate) for layer in self._plain]
+        self._layers = [layer for layer in layers if _is_elementwise(layer)]
+        self._rates = [_rate_variable(layer.rate) for layer in self._layers]
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """While it lasts, what is traced of the layers is this."""
-        for layer, rate in zip(self._plain, self._rates, strict=True):
-            layer.call = _hashed(layer, rate)
+        """Replace `call` of the layers, for programs that are traced meanwhile."""
+        for layer, rate in zip(self._layers, self._rates, strict=True):
+            layer.call = _hashed_call(layer, rate)
         try:
             yield
         finally:
-            for layer in self._plain:
+            for layer in self._layers:
                 del layer.call
 
-    def take_rates(self, layers: Iterable[Any]) -> None:
-        """From now on, drop as these layers of an equal model do."""
-        plain = [layer for layer in layers if _is_plain(layer)]
-        for layer, rate, other in zip(self._plain, self._rates, plain, strict=True):
+    def copy_rates(self, layers: Iterable[Any]) -> None:
+        """Copy the rates of the layers of an equal model."""
+        others = [layer for layer in layers if _is_elementwise(layer)]
+        for layer, rate, other in zip(self._layers, self._rates, others, strict=True):
             layer.rate = other.rate
             rate.assign(other.rate)
 
 
-def _is_plain(layer: Any) -> bool:
-    """Whether it is a Dropout layer that drops single elements."""
+def uses_hash(plan: Plan) -> bool:
+    """Return whether Dropout layers are hashed; a graph on a GPU gains nothing by it."""
+    return plan.how == "xla" or on_cpu()
+
+
+def hashed_layers(model: Any, plan: Plan) -> list[Any]:
+    """Return the layers of a model for `HashedDropout`; none if dropout is not hashed."""
+    return list(leaf_layers(model)) if uses_hash(plan) else []
+
+
+def _is_elementwise(layer: Any) -> bool:
+    """Return whether this is a Dropout layer that drops each element by itself."""
     import keras
 
     if type(layer) is not keras.layers.Dropout:
@@ -55,20 +67,20 @@ def _is_plain(layer: Any) -> bool:
     return bool(0 < layer.rate < 1) and layer.noise_shape is None
 
 
-def _variable(rate: float) -> Any:
+def _rate_variable(rate: float) -> Any:
     import tensorflow as tf
 
     return tf.Variable(rate, dtype=tf.float64, trainable=False)
 
 
-def _hashed(layer: Any, rate: Any) -> Callable[..., Any]:
+def _hashed_call(layer: Any, rate: Any) -> Callable[..., Any]:
     import tensorflow as tf
 
     def call(inputs: Any, training: bool = False) -> Any:
         if not training:
             return inputs
         threshold = tf.cast(tf.cast(tf.round(rate * 2**32), tf.int64), tf.uint32)
-        bits = _bits(tf.size(inputs), tf.cast(layer.seed_generator.next(), tf.uint32))
+        bits = _random_bits(tf.size(inputs), tf.cast(layer.seed_generator.next(), tf.uint32))
         kept = tf.reshape(bits >= threshold, tf.shape(inputs))
         scale = tf.cast(1 / (1 - rate), inputs.dtype)
         return tf.where(kept, inputs * scale, tf.zeros((), inputs.dtype))
@@ -76,16 +88,17 @@ def _hashed(layer: Any, rate: Any) -> Callable[..., Any]:
     return call
 
 
-def _bits(size: Any, seed: Any) -> Any:
-    """`size` random uint32 from a seed uint32 [2]."""
+def _random_bits(size: Any, seed: Any) -> Any:
+    """Return `size` random uint32 for a seed uint32 [2]."""
     import tensorflow as tf
 
-    key = _mixed(seed[0] + _mixed(seed[1]))
+    key = _mix(seed[0] + _mix(seed[1]))
     numbers = tf.cast(tf.range(size), tf.uint32)
-    return _mixed(tf.bitwise.bitwise_xor(numbers, key) + _mixed(key))
+    return _mix(tf.bitwise.bitwise_xor(numbers, key) + _mix(key))
 
 
-def _mixed(value: Any) -> Any:
+def _mix(value: Any) -> Any:
+    """Mix the bits of uint32 values; the constants are from hash-prospector."""
     import tensorflow as tf
 
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):

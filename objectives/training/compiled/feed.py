@@ -1,7 +1,7 @@
-"""Examples where the device finds them: resident for good, or streamed in pieces.
+"""Feeds: bring examples to the device, all of them for good or in pieces that are streamed.
 
-On the CPU resident arrays are not even copied: TensorFlow reads the very memory of the numpy
-array, which for the built-in data sets is a file that all workers of a machine share.
+On the CPU nothing is copied: TensorFlow reads the memory of the numpy array itself. For the
+built-in data sets that memory is a file which all workers of a machine share.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from objectives.data.files import Array
-from objectives.data.sources import Examples
+from objectives.data.arrays import Array, Examples
 from objectives.training.plan import on_cpu
 
 _log = logging.getLogger("studyhall")
 
-# Of what is free on a GPU, the share that resident data may take: activations need the rest.
-_SHARE = 0.4
-_STREAMED_BYTES = 32 * 2**20
+_RESIDENT_SHARE = 0.4
+"""The share of a GPU's free memory that examples may take; activations need the rest."""
+
+_PIECE_BYTES = 32 * 2**20
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Examples on the device: those of `order`, of which the first `n` count.
+    """Examples on the device, and the order in which to use them.
 
     Attributes:
         x: Inputs.
         y: Targets.
-        order: Which rows of them, int32; filled up to one length for all pieces.
-        n: How many of `order` are meant.
+        order: Row numbers, int32. All pieces of a feed have an `order` of the same length.
+        n: How many row numbers count; those behind them only fill the length.
     """
 
     x: Any
@@ -49,77 +49,58 @@ class Feed(Protocol):
     """Brings examples to the device."""
 
     def pieces(self, order: Array) -> Iterator[Piece]:
-        """The examples in this order, one piece after the other."""
+        """Yield the examples in this order, piece after piece."""
 
 
-def feed(examples: Examples, batch_size: int, limit: float | None = None) -> Feed:
-    """The way for these examples: resident where they fit into `limit` bytes, else streamed.
+def make_feed(examples: Examples, batch_size: int, limit: float | None = None) -> Feed:
+    """Return a resident feed if the examples fit into `limit` bytes, else a streamed one.
 
     Args:
-        examples: What to bring.
+        examples: The examples to bring.
         batch_size: Pieces hold a whole number of batches.
         limit: None: what this device has room for.
     """
     size = examples.x.nbytes + examples.y.nbytes
-    if size <= (resident_limit() if limit is None else limit):
-        return Resident(examples)
+    if size <= (_device_limit() if limit is None else limit):
+        return ResidentFeed(examples)
     _log.info("%d MB of examples do not fit on the device: they are streamed", size >> 20)
-    return Streamed(examples, batch_size)
+    return StreamedFeed(examples, batch_size)
 
 
-def resident_limit() -> float:
-    """The bytes of examples that may lie on the device: unlimited where nothing is copied."""
-    if on_cpu():
-        return float("inf")
-    return _SHARE * _gpu_free_bytes()
-
-
-def _gpu_free_bytes() -> float:
-    """What the first visible GPU has free, by nvidia-smi; without it, TensorFlow decides."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return float("inf")
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    query = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", device]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    lines = answer.stdout.split()
-    return float(lines[0]) * 2**20 if answer.returncode == 0 and lines else float("inf")
-
-
-class Resident:
-    """All examples lie on the device."""
+class ResidentFeed:
+    """Keeps all examples on the device."""
 
     def __init__(self, examples: Examples) -> None:
-        self._x, self._y = placed(examples.x), placed(examples.y)
+        self._x, self._y = to_tensor(examples.x), to_tensor(examples.y)
 
     def pieces(self, order: Array) -> Iterator[Piece]:
-        """One piece: all of them."""
+        """Yield one piece with all examples."""
         import tensorflow as tf
 
         yield Piece(self._x, self._y, tf.constant(order), len(order))
 
 
-class Streamed:
-    """The examples stay in the host's memory; pieces of them travel while others are used."""
+class StreamedFeed:
+    """Keeps the examples in the host's memory; the next pieces travel while one is used."""
 
     def __init__(self, examples: Examples, batch_size: int) -> None:
         self._examples = examples
         row = max(1, (examples.x.nbytes + examples.y.nbytes) // max(1, examples.size))
-        self._size = batch_size * max(1, _STREAMED_BYTES // (row * batch_size))
+        self._size = batch_size * max(1, _PIECE_BYTES // (row * batch_size))
 
     def pieces(self, order: Array) -> Iterator[Piece]:
-        """Pieces of one size; the last one is filled up."""
+        """Yield pieces of one size; the last one is filled up."""
         import tensorflow as tf
 
         size = min(self._size, len(order))
-        within = tf.range(size)
+        rows = tf.range(size)
         for n, x, y in self._dataset(order, size):
-            yield Piece(x, y, within, int(n))
+            yield Piece(x, y, rows, int(n))
 
     def _dataset(self, order: Array, size: int) -> Any:
         import tensorflow as tf
 
-        def parts() -> Iterator[tuple[int, Array, Array]]:
+        def generate() -> Iterator[tuple[int, Array, Array]]:
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
                 filled = np.resize(rows, size)
@@ -129,14 +110,14 @@ class Streamed:
             tf.TensorSpec((), tf.int32),
             *(tf.TensorSpec((size, *a.shape[1:]), a.dtype) for a in self._examples),
         )
-        made = tf.data.Dataset.from_generator(parts, output_signature=signature).prefetch(2)
-        return untuned(made)
+        dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+        return without_autotune(dataset.prefetch(2))
 
 
-def untuned(dataset: Any) -> Any:
-    """The `tf.data.Dataset` without tf.data's tuner, which has nothing to tune in ours.
+def without_autotune(dataset: Any) -> Any:
+    """Return the `tf.data.Dataset` without tf.data's autotuning, which has nothing to tune here.
 
-    On one thread, the end of each epoch's iterator would wait for it: half a second.
+    On one thread, the end of each epoch's iterator would wait half a second for the tuner.
     """
     import tensorflow as tf
 
@@ -145,39 +126,60 @@ def untuned(dataset: Any) -> Any:
     return dataset.with_options(options)
 
 
-def placed(array: Array) -> Any:
-    """An array as a tensor on the device; on the CPU the very same memory, where it can be.
+def to_tensor(array: Array) -> Any:
+    """Return an array as a tensor on the device; on the CPU in the same memory, if possible.
 
-    Nothing writes to it: a tensor's memory is never written, and what is not writeable in numpy
-    is lent for reading only.
+    The shared memory is never written: TensorFlow does not write to a tensor, and numpy may not
+    write to a read-only array.
     """
     import tensorflow as tf
 
-    if not on_cpu() or not _can_be_lent(array):
+    if not on_cpu() or not _can_share_memory(array):
         return tf.constant(array)
-    return tf.experimental.dlpack.from_dlpack(_lent(array).__dlpack__())
+    return tf.experimental.dlpack.from_dlpack(_as_writeable(array).__dlpack__())
 
 
-def _can_be_lent(array: Array) -> bool:
-    """TensorFlow computes on aligned memory, and refuses what numpy cannot lend."""
+def _can_share_memory(array: Array) -> bool:
+    """Return whether numpy can export the memory and TensorFlow accepts its alignment."""
     aligned = array.ctypes.data % _ALIGNMENT == 0
-    return bool(array.flags.c_contiguous and aligned and array.size and _owner(array) is not None)
+    return bool(
+        array.flags.c_contiguous and aligned and array.size and _writeable_base(array) is not None
+    )
 
 
-def _owner(array: Array) -> Array | None:
-    """The writeable array that this one is a read-only view of, or itself."""
-    owner: Any = array
-    while isinstance(owner, np.ndarray):
-        if owner.flags.writeable:
-            return owner
-        owner = owner.base
+def _writeable_base(array: Array) -> Array | None:
+    """Return the array itself if it is writeable, else the writeable array that it views."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return base
+        base = base.base
     return None
 
 
-def _lent(array: Array) -> Array:
-    """A view that numpy lends by DLPack, which has no word for read-only."""
+def _as_writeable(array: Array) -> Array:
+    """Return a writeable view of the same memory: DLPack cannot export a read-only one."""
     if array.flags.writeable:
         return array
-    owner = _owner(array)
-    assert owner is not None
-    return np.ndarray(array.shape, array.dtype, owner, array.ctypes.data - owner.ctypes.data)
+    base = _writeable_base(array)
+    assert base is not None
+    return np.ndarray(array.shape, array.dtype, base, array.ctypes.data - base.ctypes.data)
+
+
+def _device_limit() -> float:
+    """Return how many bytes of examples may be resident; without limit where nothing is copied."""
+    return float("inf") if on_cpu() else _RESIDENT_SHARE * _free_gpu_bytes()
+
+
+def _free_gpu_bytes() -> float:
+    """Ask nvidia-smi for the free memory of the first visible GPU; infinite if it cannot say."""
+    nvidia_smi = shutil.which("nvidia-smi")
+    if nvidia_smi is None:
+        return float("inf")
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    query = ["--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", device]
+    answer = subprocess.run(
+        [nvidia_smi, *query], capture_output=True, text=True, timeout=30, check=False
+    )
+    lines = answer.stdout.split()
+    return float(lines[0]) * 2**20 if answer.returncode == 0 and lines else float("inf")

@@ -1,12 +1,12 @@
-"""Programs of earlier trials, used again where a new trial's model is the same but for its values.
+"""Reuse compiled programs for models that differ in their values only.
 
-TensorFlow binds a program to the variables that it was traced with, so another model of the same
-layers would be traced and compiled anew. Instead, its values are put into the model for which the
-programs were made, its twin, and that one is trained.
+TensorFlow binds a program to the variables with which it was traced, so every new model would be
+traced and compiled anew. Instead, the values of the new model are copied to an earlier model of
+the same layers. That model is trained by its own programs, and the results are copied back.
 
-Two models are twins if Keras writes the same of them: layers, loss, metrics and optimizer, all
-Keras's own. What no program contains may differ: the learning rate and the rates of Dropout, which
-are variables, and how the first weights were drawn.
+Models are the same if Keras serializes them to the same configuration: layers, loss, metrics and
+optimizer, all of Keras's own. Three things may differ, since programs do not contain them: the
+learning rate and the Dropout rates, which are variables, and the weights' initializers.
 """
 
 from __future__ import annotations
@@ -17,99 +17,105 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from objectives.training.compiled.epoch import Programs, hashes_dropout
-from objectives.training.plan import Plan, leaves
+from objectives.training.compiled.dropout import uses_hash
+from objectives.training.compiled.program import Programs
+from objectives.training.plan import Plan, leaf_layers
 
-MAX_KEPT = 8
+MAX_MODELS = 8
 MAX_WEIGHTS = 1_000_000
-"""Of a model that is kept; a larger one trains so long that its compilation does not count."""
+"""Larger models are not cached: they train so long that compilation does not count."""
 
 _SET_BY_KERAS = {"build", "quantize", "loss"}
-_kept: OrderedDict[str, Programs] = OrderedDict()
+_cache: OrderedDict[str, Programs] = OrderedDict()
 
 
 @contextmanager
-def lent(
+def reusable_programs(
     model: Any, plan: Plan, batch_size: int, validation_batch_size: int
 ) -> Iterator[Programs]:
-    """While it lasts, programs for a model or its twin; the model has the values afterwards.
+    """Yield programs that train `model`, or an earlier model with its values.
+
+    After the training, `model` has the trained values in both cases.
 
     Args:
         model: A compiled model whose optimizer is built.
         plan: How it is trained.
-        batch_size: Examples a batch in training.
-        validation_batch_size: The same in validation.
+        batch_size: Examples in a training batch.
+        validation_batch_size: Examples in a validation batch.
     """
     sizes = (batch_size, validation_batch_size)
-    key = _key(model, plan, *sizes)
-    programs = _kept.pop(key, None) if key else None
+    key = _cache_key(model, plan, *sizes)
+    programs = _cache.pop(key, None) if key else None
     if programs is None:
         programs = Programs(model, plan, *sizes)
     else:
-        programs.serve(model)
+        programs.copy_from(model)
     yield programs
-    # Only after a training that ended in order, and if no callback has changed the model itself.
+    # An exception skips this: a model whose training broke is not reused.
     if programs.model is not model:
-        programs.give(model)
-    if key and key == _key(programs.model, plan, *sizes):
-        _kept[key] = programs
-        while len(_kept) > MAX_KEPT:
-            _kept.popitem(last=False)
+        programs.copy_to(model)
+    # A callback may have changed the model: it is reused only if its key is still the same.
+    if key and key == _cache_key(programs.model, plan, *sizes):
+        _cache[key] = programs
+        while len(_cache) > MAX_MODELS:
+            _cache.popitem(last=False)
 
 
-def _key(model: Any, plan: Plan, *batch_sizes: int) -> str | None:
-    """What twins have in common.
+def _cache_key(model: Any, plan: Plan, *batch_sizes: int) -> str | None:
+    """Return the configuration that a program depends on.
 
-    None for a model that is too large to keep or may hold more than Keras writes of it.
+    None for a model that is too large, or that may contain more than its configuration says.
     """
     import keras
 
     if model.count_params() > MAX_WEIGHTS:
         return None
-    if any(map(_is_altered, (model, *leaves(model)))) or _excludes(model.optimizer):
+    if any(map(_has_hidden_behaviour, (model, *leaf_layers(model)))):
+        return None
+    if _excludes_weights(model.optimizer):
         return None
     try:
-        written = _essential(keras.saving.serialize_keras_object(model), hashes_dropout(plan))
-        return json.dumps([plan.how, batch_sizes, written], sort_keys=True)
-    except (NotImplementedError, TypeError, ValueError):  # a part that is not Keras's own
+        config = keras.saving.serialize_keras_object(model)
+        relevant = _relevant_config(config, any_dropout_rate=uses_hash(plan))
+        return json.dumps([plan.how, batch_sizes, relevant], sort_keys=True)
+    except (NotImplementedError, TypeError, ValueError):  # a part is not Keras's own
         return None
 
 
-def _is_altered(layer: Any) -> bool:
-    """Whether a layer may do what its words do not say: by data it adapted to, or a new method."""
-    methods = {name for name, own in vars(layer).items() if callable(own)} - _SET_BY_KERAS
-    return hasattr(layer, "adapt") or any(callable(getattr(type(layer), m, None)) for m in methods)
+def _has_hidden_behaviour(layer: Any) -> bool:
+    """Return whether a layer was adapted to data, or has a method that was replaced by hand."""
+    own = {name for name, value in vars(layer).items() if callable(value)} - _SET_BY_KERAS
+    return hasattr(layer, "adapt") or any(callable(getattr(type(layer), m, None)) for m in own)
 
 
-def _excludes(optimizer: Any) -> bool:
-    """Whether some weights are to be spared the decay, which is not written down."""
+def _excludes_weights(optimizer: Any) -> bool:
+    """Return whether weights are excluded from decay; the configuration does not say so."""
     hidden = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
     return any(getattr(optimizer, name, None) for name in hidden)
 
 
-def _essential(written: Any, any_rate: bool) -> Any:
-    """What of Keras's words for a model goes into its programs.
+def _relevant_config(config: Any, any_dropout_rate: bool) -> Any:
+    """Return the parts of a Keras configuration that a program depends on.
 
     Args:
-        written: The words.
-        any_rate: Whether programs take the rates of Dropout layers from variables.
+        config: What Keras has serialized.
+        any_dropout_rate: Whether programs read the rates of Dropout layers from variables.
 
     Raises:
-        ValueError: A part is not Keras's own, or keeps something to itself.
+        ValueError: A part is not Keras's own, or is a Lambda layer.
     """
-    if isinstance(written, list):
-        return [_essential(part, any_rate) for part in written]
-    if not isinstance(written, dict):
-        return written
-    keras_own = str(written.get("module", "keras")).split(".")[0] == "keras"
-    if not keras_own or written.get("class_name") == "Lambda":
-        raise ValueError(written.get("class_name"))
-    of_dropout = any_rate and written.get("class_name") == "Dropout"
+    if isinstance(config, list):
+        return [_relevant_config(part, any_dropout_rate) for part in config]
+    if not isinstance(config, dict):
+        return config
+    is_keras = str(config.get("module", "keras")).split(".")[0] == "keras"
+    if not is_keras or config.get("class_name") == "Lambda":
+        raise ValueError(config.get("class_name"))
+    if any_dropout_rate and config.get("class_name") == "Dropout" and "config" in config:
+        config = {**config, "config": _without_rate(config["config"])}
     return {
-        name: _essential(
-            _without_rate(part) if of_dropout and name == "config" else part, any_rate
-        )
-        for name, part in written.items()
+        name: _relevant_config(part, any_dropout_rate)
+        for name, part in config.items()
         if not name.endswith("_initializer")
         and not (name == "learning_rate" and isinstance(part, float))
     }

@@ -1,4 +1,4 @@
-"""Search spaces: what is described, gridded, suggested and built is one and the same."""
+"""Search spaces: one declaration is described, put on a grid, suggested and built."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from objectives import BUILT_IN, KerasObjective
+from objectives import KerasObjective
 from objectives.architectures import build_cnn, build_mlp
 from objectives.cifar10 import cnn as cifar10_cnn
 from objectives.cifar10 import mlp as cifar10_mlp
@@ -22,7 +23,7 @@ from objectives.data.sources import CallableSource
 from objectives.mnist import cnn as mnist_cnn
 from objectives.mnist import mlp as mnist_mlp
 from objectives.settings import Settings
-from objectives.space import described, gridded, suggest
+from objectives.space import describe, make_grid, suggest
 
 OBJECTIVES = [mnist_mlp, mnist_cnn, cifar10_mlp, cifar10_cnn]
 
@@ -48,7 +49,7 @@ def printed(code: str) -> str:
 
 def test_importing_the_objectives_leaves_tensorflow_alone() -> None:
     code = (
-        "import sys, objectives.training, objectives.architectures\n"
+        "import sys, objectives.training.fit, objectives.architectures\n"
         "import objectives.mnist, objectives.cifar10\n"
         "objectives.mnist.mlp.configured({'epochs': 2}, data='synthetic').data()\n"
         "objectives.mnist.mlp.search_space(), objectives.mnist.mlp.grid()\n"
@@ -68,9 +69,8 @@ def test_warming_up_imports_keras_in_the_background() -> None:
 
 
 def test_the_built_in_names_are_the_objectives_names() -> None:
-    for name, reference in BUILT_IN.items():
-        module, attribute = reference.split(":")
-        assert getattr(sys.modules[module], attribute).name == name
+    installed = entry_points(group="studyhall.objectives")
+    assert {point.name: point.load() for point in installed} == {o.name: o for o in OBJECTIVES}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=_name)
@@ -84,7 +84,7 @@ def test_what_is_described_is_what_is_suggested(objective: KerasObjective) -> No
         suggested |= {re.sub(r"_\d$", "_i", k): v for k, v in trial.distributions.items()}
     declared = objective.search_space()
     assert declared.pop("batch_size") == "one of 32, 64, 128"
-    assert described(suggested) == {name: declared[name] for name in suggested}
+    assert describe(suggested) == {name: declared[name] for name in suggested}
     assert suggested.keys() == declared.keys()
 
 
@@ -116,7 +116,7 @@ def test_grid_points_lie_in_their_distributions() -> None:
         "rate": FloatDistribution(1e-4, 1e-2, log=True),
         "kind": CategoricalDistribution(("a", "b")),
     }
-    grid = gridded(space, {"units_i": 2})
+    grid = make_grid(space, {"units_i": 2})
     assert grid == {
         "n": [1, 2, 3],
         "units_0": [256],

@@ -1,4 +1,4 @@
-"""Every published form reads to the same arrays; broken files say what is wrong with them."""
+"""Every published file format gives the same arrays; a broken file is named with its fault."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from objectives import DataError, DataMissing, Settings
+from objectives.data.arrays import TrainTestArrays
 from objectives.data.dataset import Dataset, load_dataset, load_test_set
-from objectives.data.files import Arrays
 from objectives.data.sources import CIFAR10, MNIST, ImageSource
 
 _IDX = {
@@ -27,9 +27,9 @@ _IDX = {
 }
 
 
-def _arrays(shape: tuple[int, ...]) -> Arrays:
+def _arrays(shape: tuple[int, ...]) -> TrainTestArrays:
     rng = np.random.RandomState(3)
-    return Arrays(
+    return TrainTestArrays(
         rng.randint(0, 256, (100, *shape)).astype(np.uint8),
         (np.arange(100) % 10).astype(np.uint8),
         rng.randint(0, 256, (20, *shape)).astype(np.uint8),
@@ -41,7 +41,7 @@ DIGITS = _arrays((28, 28))
 COLOURS = _arrays((32, 32, 3))
 
 
-def _npz(folder: Path, name: str, arrays: Arrays) -> Path:
+def _npz(folder: Path, name: str, arrays: TrainTestArrays) -> Path:
     np.savez_compressed(folder / name, **arrays._asdict())
     return folder / name
 
@@ -51,10 +51,10 @@ def _idx_bytes(array: np.ndarray) -> bytes:
     return header + array.astype(np.uint8).tobytes()
 
 
-def _idx(folder: Path, *, zipped: bool) -> None:
+def _idx(folder: Path, *, gzipped: bool) -> None:
     for key, name in _IDX.items():
         content = _idx_bytes(getattr(DIGITS, key))
-        if zipped:
+        if gzipped:
             (folder / f"{name}.gz").write_bytes(gzip.compress(content))
         else:
             (folder / name).write_bytes(content)
@@ -108,10 +108,10 @@ def _load(source: ImageSource, folder: Path) -> Dataset:
     return load_dataset(source, "real", folder, Settings())
 
 
-FORMS: dict[str, tuple[ImageSource, Arrays, Callable[[Path], object]]] = {
+FORMATS: dict[str, tuple[ImageSource, TrainTestArrays, Callable[[Path], object]]] = {
     "mnist.npz": (MNIST, DIGITS, lambda d: _npz(d, "mnist.npz", DIGITS)),
-    "idx": (MNIST, DIGITS, lambda d: _idx(d, zipped=False)),
-    "idx.gz": (MNIST, DIGITS, lambda d: _idx(d, zipped=True)),
+    "idx": (MNIST, DIGITS, lambda d: _idx(d, gzipped=False)),
+    "idx.gz": (MNIST, DIGITS, lambda d: _idx(d, gzipped=True)),
     "cifar10.npz": (
         CIFAR10,
         COLOURS,
@@ -124,11 +124,11 @@ FORMS: dict[str, tuple[ImageSource, Arrays, Callable[[Path], object]]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_reads_to_the_same_images_labels_and_fingerprint(
-    form: str, tmp_path: Path
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_format_reads_to_the_same_images_labels_and_fingerprint(
+    format_: str, tmp_path: Path
 ) -> None:
-    source, arrays, write = FORMS[form]
+    source, arrays, write = FORMATS[format_]
     write(tmp_path)
     reference = tmp_path / "reference"
     reference.mkdir()
@@ -140,7 +140,7 @@ def test_every_form_reads_to_the_same_images_labels_and_fingerprint(
     assert np.array_equal(test.y, arrays.y_test)
 
 
-def test_keras_cache_is_looked_into_when_no_folder_is_named(
+def test_without_a_folder_keras_cache_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
@@ -154,7 +154,7 @@ def test_a_folder_without_the_data_set_says_what_to_put_there(tmp_path: Path) ->
         _load(MNIST, tmp_path)
 
 
-def test_a_folder_that_does_not_exist_is_an_error_even_where_a_stand_in_would_do(
+def test_a_missing_folder_is_an_error_even_with_data_auto(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(DataError, match="no such folder"):
@@ -184,7 +184,7 @@ def _text_npz(folder: Path) -> Path:
 
 def _idx_with(name: str, content: bytes | None) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        _idx(folder, zipped=False)
+        _idx(folder, gzipped=False)
         if content is None:
             (folder / name).unlink()
         else:
@@ -195,7 +195,7 @@ def _idx_with(name: str, content: bytes | None) -> Callable[[Path], Path]:
 
 
 def _cut_gzip(folder: Path) -> Path:
-    _idx(folder, zipped=True)
+    _idx(folder, gzipped=True)
     path = folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-2000])
     return path

@@ -16,7 +16,7 @@ from objectives.data.dataset import load_dataset
 from objectives.data.sources import CallableSource
 from objectives.mnist import cnn, mlp
 from objectives.training.fit import fit, prepare
-from objectives.training.recorder import Course
+from objectives.training.settings import TrainingSettings
 
 RNG = np.random.RandomState(0)
 X = RNG.rand(300, 6).astype(np.float32)
@@ -56,8 +56,8 @@ def study(**changes: Any) -> optuna.Study:
     return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), **changes)
 
 
-class Listener(optuna.trial.FixedTrial):
-    """A trial that notes what it is told, and does as it is told itself."""
+class NotingTrial(optuna.trial.FixedTrial):
+    """A trial that notes its reports, and is pruned or stopped as the test says."""
 
     def __init__(
         self, *, prune_at: int | None = None, stop_after: int | None = None, seed: int = 5
@@ -80,7 +80,7 @@ class Listener(optuna.trial.FixedTrial):
         return self._stop_after is not None and self.asked > self._stop_after
 
 
-class Ended:
+class NotesEnd:
     """A builder whose models note that `fit` ended in order, with `on_train_end`."""
 
     def __init__(self, builder: Callable[..., Any] | None = None) -> None:
@@ -103,7 +103,7 @@ class Ended:
         self.in_order = True
 
 
-def test_a_dtype_policy_holds_for_the_trials_of_its_study_and_weights_stay_float32() -> None:
+def test_a_dtype_policy_holds_for_one_study_and_weights_stay_float32() -> None:
     seen = []
 
     def noting(trial: optuna.Trial, data: Dataset) -> Any:
@@ -119,7 +119,7 @@ def test_a_dtype_policy_holds_for_the_trials_of_its_study_and_weights_stay_float
 
 
 def test_each_epoch_is_reported_and_the_best_one_is_the_value() -> None:
-    trial = Listener()
+    trial = NotingTrial()
     value = objective(epochs=5)(trial)
     assert [step for step, _ in trial.reports] == [0, 1, 2, 3, 4]
     best = max(value for _, value in trial.reports)
@@ -129,13 +129,13 @@ def test_each_epoch_is_reported_and_the_best_one_is_the_value() -> None:
 
 
 def test_a_loss_is_best_when_it_is_lowest() -> None:
-    trial = Listener()
+    trial = NotingTrial()
     value = objective(monitor="val_loss")(trial)
     assert value == min(value for _, value in trial.reports)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
-    first, again, other = Listener(seed=1), Listener(seed=1), Listener(seed=2)
+    first, again, other = NotingTrial(seed=1), NotingTrial(seed=1), NotingTrial(seed=2)
     for trial in (first, other, again):
         objective(monitor="val_loss")(trial)
     assert first.reports == again.reports
@@ -144,13 +144,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
 
 def test_every_example_is_trained_on_and_validated_once_an_epoch() -> None:
     dataset = load_dataset(CallableSource(load), "real", None, SETTINGS)
-    trial = Listener()
+    trial = NotingTrial()
     prepare(0)
     model = build(trial, dataset)
     result = fit(
         model,
         dataset,
-        Course(3, batch_size=16, patience=None, monitor="val_accuracy", direction="maximize"),
+        TrainingSettings(
+            3, batch_size=16, patience=None, monitor="val_accuracy", direction="maximize"
+        ),
         trial,
     )
     assert int(model.optimizer.iterations) == 3 * math.ceil(dataset.train.size / 16)
@@ -160,8 +162,8 @@ def test_every_example_is_trained_on_and_validated_once_an_epoch() -> None:
     assert not result.nan
 
 
-def test_it_ends_when_patience_is_over_and_keeps_the_best() -> None:
-    trial = Listener()
+def test_patience_ends_the_trial_with_its_best_value() -> None:
+    trial = NotingTrial()
     value = objective(epochs=60, patience=2)(trial)
     values = [value for _, value in trial.reports]
     assert len(values) < 60
@@ -169,8 +171,8 @@ def test_it_ends_when_patience_is_over_and_keeps_the_best() -> None:
     assert value == max(values)
 
 
-def test_the_pruner_ends_it_after_fit_has_ended_in_order() -> None:
-    ended, trial = Ended(), Listener(prune_at=1)
+def test_a_pruned_trial_ends_after_on_train_end() -> None:
+    ended, trial = NotesEnd(), NotingTrial(prune_at=1)
     with pytest.raises(optuna.TrialPruned, match="pruned after epoch 1"):
         objective(ended)(trial)
     assert [step for step, _ in trial.reports] == [0, 1]
@@ -183,13 +185,13 @@ class Ordered(BaseException):
 
 @pytest.mark.parametrize("method", ["report", "should_prune"])
 @pytest.mark.parametrize("kind", [Ordered, KeyboardInterrupt, RuntimeError])
-def test_whatever_the_trial_raises_passes_after_fit_has_ended_in_order(
+def test_an_exception_of_the_trial_is_raised_after_on_train_end(
     method: str, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def raising(*args: Any, **kwargs: Any) -> None:
         raise kind("enough")
 
-    ended, trial = Ended(), Listener()
+    ended, trial = NotesEnd(), NotingTrial()
     monkeypatch.setattr(trial, method, raising)
     with pytest.raises(kind, match="enough"):
         objective(ended)(trial)
@@ -198,8 +200,8 @@ def test_whatever_the_trial_raises_passes_after_fit_has_ended_in_order(
 
 @pytest.mark.parametrize("asked", [0, 1, 2, 5, 12])
 @pytest.mark.parametrize("batchwise", [False, True])
-def test_a_request_to_stop_is_heard_in_mid_epoch(asked: int, batchwise: bool) -> None:
-    ended, trial = Ended(_own_train_step if batchwise else build), Listener(stop_after=asked)
+def test_a_request_to_stop_ends_the_epoch(asked: int, batchwise: bool) -> None:
+    ended, trial = NotesEnd(_own_train_step if batchwise else build), NotingTrial(stop_after=asked)
     with pytest.raises(TrialStopped, match="stopped in epoch"):
         objective(ended, epochs=9)(trial)
     assert ended.in_order
@@ -230,7 +232,7 @@ def test_nan_or_infinity_in_any_log_fails_the_trial_and_not_the_study(bad: float
 
 
 def test_a_monitor_that_is_not_produced_is_refused_before_the_first_epoch() -> None:
-    trial = Listener()
+    trial = NotingTrial()
     expected = r"'val_auc' is not among .* loss, accuracy, val_loss, val_accuracy"
     with pytest.raises(MonitorError, match=expected) as error:
         objective(monitor="val_auc")(trial)
@@ -241,31 +243,31 @@ def test_a_monitor_that_is_not_produced_is_refused_before_the_first_epoch() -> N
 def _own_train_step(trial: optuna.Trial, data: Dataset) -> Any:
     import keras
 
-    class Odd(keras.Sequential):
+    class OwnStep(keras.Sequential):
         def train_step(self, *args: Any, **kwargs: Any) -> Any:
-            return {**super().train_step(*args, **kwargs), "odd_score": 0.5}
+            return {**super().train_step(*args, **kwargs), "own_score": 0.5}
 
-    model = Odd([keras.Input(data.input_shape), keras.layers.Dense(data.n_classes)])
+    model = OwnStep([keras.Input(data.input_shape), keras.layers.Dense(data.n_classes)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, metrics=["accuracy"])
     return model
 
 
 def test_a_train_step_of_its_own_may_produce_the_monitor() -> None:
-    trial = Listener()
-    assert objective(_own_train_step, monitor="odd_score")(trial) == 0.5
-    with pytest.raises(MonitorError, match="odd_score"):
-        objective(_own_train_step, monitor="even_score")(trial)
+    trial = NotingTrial()
+    assert objective(_own_train_step, monitor="own_score")(trial) == 0.5
+    with pytest.raises(MonitorError, match="own_score"):
+        objective(_own_train_step, monitor="other_score")(trial)
 
 
-def test_a_model_that_cannot_be_built_is_the_trials_fault() -> None:
+def test_a_model_that_cannot_be_built_is_an_invalid_trial() -> None:
     def impossible(trial: optuna.Trial, data: Dataset) -> Any:
         import keras
 
         return keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Conv2D(4, 3)])
 
     with pytest.raises(BuildError, match="cannot be built") as error:
-        objective(impossible)(Listener())
+        objective(impossible)(NotingTrial())
     assert error.value.cause == "invalid"
 
 
@@ -276,16 +278,16 @@ def test_a_device_out_of_memory_is_a_memory_error() -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\n more")
 
     with pytest.raises(MemoryError, match=r"out of memory: OOM when allocating tensor$"):
-        objective(too_large)(Listener())
+        objective(too_large)(NotingTrial())
 
 
 @pytest.mark.parametrize("raised", [NameError("a bug"), optuna.TrialPruned("not worth it")])
-def test_bugs_and_pruning_in_the_builder_stay_what_they_are(raised: Exception) -> None:
+def test_other_exceptions_of_the_builder_pass(raised: Exception) -> None:
     def builder(trial: optuna.Trial, data: Dataset) -> Any:
         raise raised
 
     with pytest.raises(type(raised)):
-        objective(builder)(Listener())
+        objective(builder)(NotingTrial())
 
 
 def test_a_study_of_plain_optuna_prunes() -> None:
@@ -306,7 +308,7 @@ def test_a_built_in_learns_under_plain_optuna(built_in: KerasObjective) -> None:
     assert run.best_trial.user_attrs["epoch"] in (0, 1)
 
 
-def test_the_docstrings_objective_of_ones_own_works(
+def test_the_example_in_the_docstring_works(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A training that is cut short and continued comes to the same bits as one that is not."""
+"""A training continues from its checkpoint to the same bits as without an interruption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from objectives import Dataset, KerasObjective, Settings, TrialStopped
 from objectives.mnist import cnn, mlp
-from objectives.training.checkpoint import State, StateError, put
+from objectives.training.checkpoint import State, StateError, assign_values
 from objectives.training.fit import fit, prepare
 from objectives.training.recorder import FitResult
 
@@ -51,12 +51,12 @@ class Saved:
 
 
 class Killed(BaseException):
-    """The end of the process, for all the training knows."""
+    """Stands for the end of the process."""
 
 
 @dataclass
 class Store:
-    """Checkpoints in memory, which remember the order of what was done."""
+    """Checkpoints in memory, with a log of all calls in their order."""
 
     saved: list[Saved] = field(default_factory=list)
     log: list[tuple[str, int]] = field(default_factory=list)
@@ -126,7 +126,7 @@ def assert_same_bits(one: list[np.ndarray], other: list[np.ndarray]) -> None:
 @pytest.mark.parametrize(
     ("like", "optimizer"), [(mlp, "adam"), (mlp, "rmsprop"), (mlp, "sgd"), (cnn, "adam")]
 )
-def test_killed_after_an_epoch_it_goes_on_to_the_same_bits(
+def test_a_trial_killed_after_an_epoch_continues_to_the_same_bits(
     like: KerasObjective, optimizer: str, moment: str, epoch: int
 ) -> None:
     whole, cut = Trial(Store(), optimizer=optimizer), Store()
@@ -139,14 +139,14 @@ def test_killed_after_an_epoch_it_goes_on_to_the_same_bits(
     assert_same_bits(weights_of(cut), weights_of(whole.checkpoint))
 
 
-def test_an_epoch_is_saved_before_it_is_reported_and_judged() -> None:
+def test_an_epoch_is_saved_then_reported_then_judged() -> None:
     trial = Trial(Store())
     objective(epochs=2)(trial)
     moments = ["save", "report", "prune"]
     assert trial.checkpoint.log == [(what, epoch) for epoch in (0, 1) for what in moments]
 
 
-def test_a_continued_trial_reports_its_past_again_and_is_judged_once() -> None:
+def test_a_continued_trial_reports_its_epochs_again_and_asks_the_pruner_once() -> None:
     store = Store()
     with pytest.raises(Killed):
         objective()(Trial(store, die_at=("report", 2)))
@@ -159,7 +159,7 @@ def test_a_continued_trial_reports_its_past_again_and_is_judged_once() -> None:
 _PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, {folder!r})
-import test_objectives_continuation as here
+import test_objectives_checkpoint as here
 from pathlib import Path
 
 class Disk(here.Store):
@@ -177,7 +177,7 @@ print(here.json.dumps(trial.values))
 """
 
 
-def test_another_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_another_process_continues_to_the_same_bits(tmp_path: Path) -> None:
     def run(file: str, die_at: int) -> subprocess.CompletedProcess[str]:
         names = {"folder": str(Path(__file__).parent), "file": str(tmp_path / file)}
         program = _PROGRAM.format(**names, die_at=die_at)
@@ -198,18 +198,18 @@ def test_another_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert_same_bits(states[0].optimizer, states[1].optimizer)
 
 
-def test_a_model_with_a_step_of_its_own_goes_on_to_the_same_bits() -> None:
+def test_a_model_trained_by_plain_fit_continues_to_the_same_bits() -> None:
     def build(trial: optuna.Trial, data: Dataset) -> Any:
         import keras
 
-        class Odd(keras.Model):
+        class OwnStep(keras.Model):
             def train_step(self, data: Any) -> Any:
                 return super().train_step(data)
 
         model = mlp.build(trial, data)
-        odd = Odd(model.inputs, model.outputs)
-        odd.compile(keras.optimizers.Adam(1e-2), model.loss)
-        return odd
+        own = OwnStep(model.inputs, model.outputs)
+        own.compile(keras.optimizers.Adam(1e-2), model.loss)
+        return own
 
     own = replace(mlp, build=build)
     whole, cut = Trial(Store()), Store()
@@ -231,7 +231,7 @@ def _plateau(trial: optuna.Trial) -> list[Any]:
 
 
 @pytest.mark.parametrize("epoch", [0, 2, 5, 6])
-def test_callbacks_remember_what_they_counted(epoch: int) -> None:
+def test_callbacks_continue_with_their_attributes(epoch: int) -> None:
     own = replace(mlp, callbacks=_plateau)
     whole, cut = Trial(Store()), Store()
     objective(own, epochs=12)(whole)
@@ -245,7 +245,7 @@ def test_callbacks_remember_what_they_counted(epoch: int) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 3}, {"epochs": 60, "patience": 1}])
-def test_a_trial_that_had_ended_trains_no_more(settings: dict[str, Any]) -> None:
+def test_a_finished_trial_is_not_trained_again(settings: dict[str, Any]) -> None:
     store = Store()
     value = objective(**settings)(Trial(store, learning_rate=1e-2))
     saved = len(store.saved)
@@ -255,13 +255,13 @@ def test_a_trial_that_had_ended_trains_no_more(settings: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(2, [1, 3]), (3, [2]), (0, []), (9, [])])
-def test_saving_can_be_thinned(every: int, epochs: list[int]) -> None:
+def test_checkpoint_every_saves_some_epochs_only(every: int, epochs: list[int]) -> None:
     store = Store()
     objective(checkpoint_every=every)(Trial(store))
     assert [saved.epoch for saved in store.saved] == epochs
 
 
-def test_asked_to_stop_it_saves_the_last_whole_epoch() -> None:
+def test_a_stopped_trial_saves_the_last_finished_epoch() -> None:
     whole, store = Trial(Store()), Store()
     objective()(whole)
     with pytest.raises(TrialStopped):
@@ -273,7 +273,7 @@ def test_asked_to_stop_it_saves_the_last_whole_epoch() -> None:
 
 
 @pytest.mark.parametrize("change", [{"units_0": 64}, {"optimizer": "sgd"}, {"n_layers": 1}])
-def test_the_state_of_another_model_is_put_aside_with_a_warning(
+def test_the_checkpoint_of_another_model_is_ignored_with_a_warning(
     change: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store()
@@ -281,17 +281,17 @@ def test_the_state_of_another_model_is_put_aside_with_a_warning(
     fresh, continued = Trial(Store(), **change), Trial(store, **change)
     objective()(fresh)
     objective()(continued)
-    assert "its checkpoint is of no use" in caplog.text
+    assert "its checkpoint cannot be used" in caplog.text
     assert continued.values == fresh.values
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 torn"])
 def test_bytes_that_are_no_state_are_refused(content: bytes) -> None:
-    with pytest.raises(StateError, match="no state of a training"):
+    with pytest.raises(StateError, match="not the state of a training"):
         State.from_bytes(content)
 
 
-def test_a_state_comes_back_as_it_was() -> None:
+def test_a_state_survives_its_bytes() -> None:
     import ml_dtypes
 
     arrays = [
@@ -309,7 +309,7 @@ def test_a_state_comes_back_as_it_was() -> None:
         assert_same_bits(getattr(again, name), getattr(state, name))
 
 
-def test_best_weights_that_are_the_last_are_kept_once() -> None:
+def test_best_weights_that_are_also_the_last_are_stored_once() -> None:
     arrays = [np.zeros(10_000, np.float32)]
     once = State({}, [], False, arrays, [], arrays, [])
     twice = State({}, [], False, arrays, [], [array.copy() for array in arrays], [])
@@ -317,31 +317,32 @@ def test_best_weights_that_are_the_last_are_kept_once() -> None:
     assert_same_bits(State.from_bytes(once.to_bytes()).best, arrays)
 
 
-def test_nothing_is_put_where_one_variable_does_not_fit() -> None:
+def test_no_variable_is_assigned_if_one_does_not_fit() -> None:
     import keras
 
     variables = [keras.Variable(np.ones(2)), keras.Variable(np.ones(3))]
     with pytest.raises(StateError, match="variables of another model"):
-        put(variables, [np.zeros(2, np.float32), np.zeros(4, np.float32)])
+        assign_values(variables, [np.zeros(2, np.float32), np.zeros(4, np.float32)])
     assert variables[0].numpy().tolist() == [1, 1]
 
 
-def _fitted(trial: Trial, **changes: Any) -> tuple[Any, FitResult, KerasObjective]:
+def _fit(trial: Trial, **changes: Any) -> tuple[Any, FitResult, KerasObjective]:
     chosen = objective(**changes)
     prepare(trial.seed)
     model = chosen.build(trial, chosen.dataset())
-    return model, fit(model, chosen.dataset(), chosen._course(16, trial.seed), trial), chosen
+    settings = chosen._training_settings(16, trial.seed)
+    return model, fit(model, chosen.dataset(), settings, trial), chosen
 
 
 def test_the_best_weights_are_those_of_the_best_epoch_also_after_a_continuation() -> None:
     hasty = {"learning_rate": 1e-2, "optimizer": "rmsprop", "dropout": 0.5}
-    model, result, chosen = _fitted(Trial(Store(), **hasty), monitor="val_accuracy")
+    model, result, chosen = _fit(Trial(Store(), **hasty), monitor="val_accuracy")
     assert result.epoch is not None and result.epoch < 4, "the best epoch must not be the last"
     model.set_weights(result.best_weights)
     logs = model.evaluate(*chosen.dataset().validation, verbose=0, return_dict=True)
     assert logs["loss"] == pytest.approx(result.history[result.epoch]["val_loss"], rel=1e-5)
     store = Store()
     with pytest.raises(Killed):
-        _fitted(Trial(store, die_at=("report", 3), **hasty), monitor="val_accuracy")
-    _, continued, _ = _fitted(Trial(store, **hasty), monitor="val_accuracy")
+        _fit(Trial(store, die_at=("report", 3), **hasty), monitor="val_accuracy")
+    _, continued, _ = _fit(Trial(store, **hasty), monitor="val_accuracy")
     assert_same_bits(continued.best_weights, result.best_weights)

@@ -1,4 +1,4 @@
-"""Programs of equal models are used again, and a training by them comes to the same bits."""
+"""Programs are reused for models of the same layers, and train them to the same bits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from tiny import DATASET
 
 from objectives.training import plan
 from objectives.training.compiled import reuse
+from objectives.training.compiled.program import Programs
 from objectives.training.fit import fit, prepare
-from objectives.training.recorder import Course, FitResult
+from objectives.training.recorder import FitResult
+from objectives.training.settings import TrainingSettings
 
-COURSE = Course(
+SETTINGS = TrainingSettings(
     epochs=3, batch_size=32, patience=None, monitor="val_loss", direction="minimize", seed=4
 )
 
 
 @pytest.fixture(autouse=True)
-def none_kept() -> Iterator[None]:
-    reuse._kept.clear()
+def empty_cache() -> Iterator[None]:
+    reuse._cache.clear()
     yield
-    reuse._kept.clear()
+    reuse._cache.clear()
 
 
 @pytest.fixture
@@ -62,24 +64,24 @@ def model(
 
 
 def trained(
-    made: Any, how: plan.How = "graph", course: Course = COURSE, **options: Any
+    made: Any, how: plan.How = "graph", settings: TrainingSettings = SETTINGS, **options: Any
 ) -> FitResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "objectives.training.fit.choose_plan",
             lambda model, steps: plan.Plan(how, "as the test says"),
         )
-        return fit(made, DATASET, course, optuna.trial.FixedTrial({}), **options)
+        return fit(made, DATASET, settings, optuna.trial.FixedTrial({}), **options)
 
 
-def kept() -> list[reuse.Programs]:
-    return list(reuse._kept.values())
+def cached() -> list[Programs]:
+    return list(reuse._cache.values())
 
 
 @pytest.mark.parametrize(
     ("how", "policy"), [("graph", None), ("xla", None), ("graph", "mixed_float16")]
 )
-def test_a_twin_comes_to_the_bits_that_the_model_itself_would(
+def test_reused_programs_train_to_the_bits_of_a_models_own_programs(
     how: plan.How, policy: str | None, float32_again: None
 ) -> None:
     import keras
@@ -87,16 +89,16 @@ def test_a_twin_comes_to_the_bits_that_the_model_itself_would(
     prepare(0, policy)
     alone = model(seed=5, dropout=0.6, rate=0.003)
     expected = trained(alone, how)
-    reuse._kept.clear()
+    reuse._cache.clear()
 
     # The callback leaves the optimizer with another learning rate.
     slower = keras.callbacks.LearningRateScheduler(lambda epoch: 0.5 ** (epoch + 1))
     trained(model(), how, callbacks=[slower])
-    (programs,) = kept()
+    (programs,) = cached()
     again = model(seed=5, dropout=0.6, rate=0.003)
     result = trained(again, how)
 
-    assert kept() == [programs]
+    assert cached() == [programs]
     assert programs.model is not again
     assert result.history == expected.history
     for one, other in zip(alone.get_weights(), again.get_weights(), strict=True):
@@ -105,10 +107,10 @@ def test_a_twin_comes_to_the_bits_that_the_model_itself_would(
 
 
 @pytest.mark.parametrize("how", ["graph", "xla"])
-def test_nothing_is_traced_again_for_a_twin(how: plan.How) -> None:
+def test_reused_programs_are_not_traced_again(how: plan.How) -> None:
     for seed in range(3):
         trained(model(seed, dropout=0.2 + 0.1 * seed, rate=0.1**seed), how)
-    (programs,) = kept()
+    (programs,) = cached()
     loops = [programs.train._loop, programs.test._loop]
     assert [loop.experimental_get_tracing_count() for loop in loops] == [1, 1]  # type: ignore[attr-defined]
 
@@ -126,20 +128,20 @@ def test_nothing_is_traced_again_for_a_twin(how: plan.How) -> None:
 def test_other_models_have_programs_of_their_own(make: Callable[[], Any]) -> None:
     trained(model())
     trained(make())
-    first, second = kept()
+    first, second = cached()
     assert first is not second
 
 
-def test_other_batches_and_another_compiler_are_other_programs() -> None:
+def test_another_batch_size_or_compiler_has_programs_of_its_own() -> None:
     trained(model())
     trained(model(), "xla")
     trained(
         model(),
-        course=Course(
+        settings=TrainingSettings(
             epochs=1, batch_size=16, patience=None, monitor="val_loss", direction="minimize"
         ),
     )
-    assert len(kept()) == 3
+    assert len(cached()) == 3
 
 
 def summed_loss() -> Any:
@@ -182,14 +184,14 @@ def patched() -> Any:
 @pytest.mark.parametrize(
     "make",
     [lambda: model(loss=own_loss), lambda: model(extra=adapted), decayed, patched],
-    ids=["own loss", "adapted layer", "spared weights", "own method"],
+    ids=["own loss", "adapted layer", "weights without decay", "own method"],
 )
-def test_a_model_that_is_not_wholly_written_down_is_not_kept(make: Callable[[], Any]) -> None:
+def test_a_model_with_more_than_its_configuration_is_not_cached(make: Callable[[], Any]) -> None:
     trained(make())
-    assert kept() == []
+    assert cached() == []
 
 
-def test_a_model_that_a_callback_changed_is_not_kept() -> None:
+def test_a_model_that_a_callback_changed_is_not_cached() -> None:
     import keras
 
     made = model()
@@ -197,10 +199,10 @@ def test_a_model_that_a_callback_changed_is_not_kept() -> None:
         on_epoch_end=lambda *_: setattr(made.layers[2], "trainable", False)
     )
     trained(made, callbacks=[freezes])
-    assert kept() == []
+    assert cached() == []
 
 
-def test_a_model_whose_training_broke_is_not_kept() -> None:
+def test_a_model_whose_training_broke_is_not_cached() -> None:
     import keras
 
     def broken(*_: Any) -> None:
@@ -209,18 +211,18 @@ def test_a_model_whose_training_broke_is_not_kept() -> None:
     trained(model())
     with pytest.raises(RuntimeError, match="broken"):
         trained(model(), callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=broken)])
-    assert kept() == []
+    assert cached() == []
 
 
-def test_a_few_small_models_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reuse, "MAX_KEPT", 2)
+def test_the_cache_is_limited_in_models_and_in_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reuse, "MAX_MODELS", 2)
     monkeypatch.setattr(reuse, "MAX_WEIGHTS", 200)
     for units in (3, 4, 5, 100):
         trained(model(units=units))
-    assert [programs.model.layers[2].units for programs in kept()] == [4, 5]
+    assert [programs.model.layers[2].units for programs in cached()] == [4, 5]
 
 
-def test_the_precision_that_a_module_chose_holds_for_every_trial(float32_again: None) -> None:
+def test_a_dtype_policy_set_by_a_module_holds_for_every_trial(float32_again: None) -> None:
     import keras
 
     keras.config.set_dtype_policy("mixed_bfloat16")

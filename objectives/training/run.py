@@ -1,0 +1,146 @@
+"""TrainingRun: one call of `keras.Model.fit` for a trial, with a callback that follows it.
+
+After each epoch the callback saves a checkpoint, reports the epoch to the trial and asks the
+pruner, in this order: a trial that dies in between has saved all that it has reported. During an
+epoch the callback asks the trial whether to stop.
+
+An exception of the trial does not leave through Keras. The run stops `fit`, which calls every
+callback's `on_train_end`, and raises the exception afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from objectives.training.checkpoint import copy_values
+from objectives.training.checkpointer import Checkpointer
+from objectives.training.judge import Judge
+from objectives.training.recorder import FitResult, Recorder, check_monitor
+from objectives.training.seeds import EpochSeeds
+from objectives.training.settings import TrainingSettings
+from objectives.training.stopper import Stopper
+
+
+class TrainingRun:
+    """Trains one model for one trial.
+
+    Args:
+        model: A compiled and built `keras.Model`.
+        trial: Gets the report of each epoch; may have `checkpoint` and `should_stop`.
+        settings: How to train the model.
+        n_examples: How many examples an epoch trains.
+        callbacks: The user's Keras callbacks.
+
+    Attributes:
+        seeds: The random numbers of the current epoch.
+        stopper: Ends the run.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        trial: optuna.Trial,
+        settings: TrainingSettings,
+        n_examples: int,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self._callbacks = callbacks
+        self._recorder = Recorder(settings, trial)
+        self._judge = Judge(settings, trial, self._recorder)
+        self._checkpointer = Checkpointer(model, trial, settings, n_examples, callbacks)
+        self.stopper = Stopper(model, trial, self._recorder, self._checkpointer)
+        self.seeds = EpochSeeds(model, settings.seed, n_examples)
+
+    def resume(self) -> bool:
+        """Restore the trial's checkpoint, if it has one; return whether epochs are left to train.
+
+        The restored epochs are reported again, and the pruner is asked about the last of them.
+        """
+        state = self._checkpointer.restore()
+        if state is None:
+            return True
+        try:
+            for logs in state.history:
+                self._recorder.record(logs)
+            self._recorder.best_weights = state.best
+            self._judge_epoch()
+        except BaseException as reason:  # result() raises it
+            self.stopper.stop(reason)
+        interrupted = self.stopper.reason is not None
+        return not (interrupted or state.ended or self._judge.is_finished())
+
+    def fit(self, extra_callbacks: Sequence[Any] = (), **data: Any) -> None:
+        """Call `keras.Model.fit` for the epochs that are left.
+
+        Args:
+            extra_callbacks: Callbacks whose attributes are not saved.
+            data: The arguments of `keras.Model.fit` that name the data.
+        """
+        self.model.fit(
+            **data,
+            epochs=self.settings.epochs,
+            initial_epoch=len(self._recorder.history),
+            callbacks=[*self._callbacks, self._keras_callback(), *extra_callbacks],
+            shuffle=False,
+            verbose=0,
+        )
+
+    def result(self) -> FitResult:
+        """Return the result of the run, or raise what interrupted it."""
+        if self.stopper.reason is not None:
+            raise self.stopper.reason
+        return self._recorder.result()
+
+    def _keras_callback(self) -> Any:
+        """Make the callback that follows `fit`.
+
+        It stands behind the user's callbacks, so that a checkpoint holds what they have changed.
+        """
+        import keras
+
+        return keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: self._checkpointer.restore_callbacks(),
+            on_epoch_begin=lambda epoch, logs: self.seeds.begin_epoch(epoch),
+            on_train_batch_end=lambda batch, logs: self.stopper.should_stop(),
+            on_test_batch_end=lambda batch, logs: self.stopper.should_stop(),
+            on_epoch_end=lambda epoch, logs: self._end_epoch(logs or {}),
+        )
+
+    def _end_epoch(self, logs: Mapping[str, Any]) -> None:
+        if self.stopper.reason is not None:
+            return
+        values = {name: float(value) for name, value in logs.items()}
+        if not all(map(math.isfinite, values.values())):
+            self._recorder.nan = True
+            self.stopper.stop()
+            return
+        try:
+            check_monitor(self.settings.monitor, list(values))
+            self._copy_state(values)
+            self._recorder.record(values)
+            self._judge_epoch()
+        except BaseException as reason:  # result() raises it, once fit has ended in order
+            self.stopper.stop(reason)
+
+    def _copy_state(self, logs: dict[str, float]) -> None:
+        """Copy the weights if they are the best so far, and the whole state if it is saved."""
+        is_best = self._recorder.is_best(logs)
+        if not (is_best or self._checkpointer.saves):
+            return
+        weights = copy_values(self.model.weights)
+        if is_best:
+            self._recorder.best_weights = weights
+        if self._checkpointer.saves:
+            history = [*self._recorder.history, logs]
+            self._checkpointer.update(weights, self._recorder.best_weights, history)
+
+    def _judge_epoch(self) -> None:
+        self._judge.check_pruned()
+        if self._judge.is_finished():
+            self.stopper.stop()

@@ -1,0 +1,41 @@
+"""The settings of one training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from objectives.settings import Direction
+
+_MIN_VALIDATION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train one model.
+
+    Attributes:
+        epochs: The largest number of epochs.
+        batch_size: Examples in a batch.
+        patience: End after this many epochs without a better value; None: never.
+        monitor: The metric that is reported to the trial.
+        direction: Whether the monitor is maximized or minimized.
+        checkpoint_every: Save a checkpoint every this many epochs; 0: never.
+        seed: The seed of the order of the examples and of the random layers.
+    """
+
+    epochs: int
+    batch_size: int
+    patience: int | None
+    monitor: str
+    direction: Direction
+    checkpoint_every: int = 1
+    seed: int = 0
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Examples in a batch of the validation."""
+        return max(self.batch_size, _MIN_VALIDATION_BATCH)
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Return whether a value of the monitor is better than another."""
+        return value > than if self.direction == "maximize" else value < than
