@@ -17,11 +17,10 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.samplers._tpe import _truncnorm
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import Engine
 
-from service.sampling import parzen, pruners, tpe
+from service.sampling import pruners, tpe
 from service.storage.storage import StudyStorage
 
 SPACE: dict[str, BaseDistribution] = {
@@ -34,7 +33,7 @@ SPACE: dict[str, BaseDistribution] = {
 }
 
 
-def drawn(chance: random.Random, distribution: BaseDistribution) -> Any:
+def draw(chance: random.Random, distribution: BaseDistribution) -> Any:
     if isinstance(distribution, CategoricalDistribution):
         return chance.choice(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -45,15 +44,15 @@ def drawn(chance: random.Random, distribution: BaseDistribution) -> Any:
     return chance.uniform(distribution.low, distribution.high)
 
 
-def past(chance: random.Random, whole: bool) -> FrozenTrial:
+def past_trial(chance: random.Random, whole: bool) -> FrozenTrial:
     """A trial of any state; unless ``whole``, some parameters are missing."""
     state = chance.choice([TrialState.COMPLETE] * 5 + [TrialState.PRUNED] * 3 + [TrialState.FAIL])
     if chance.random() < 0.1:
         state = TrialState.RUNNING
     names = [name for name in SPACE if whole or chance.random() < 0.9 or name == "width"]
-    params = {name: drawn(chance, SPACE[name]) for name in names}
+    params = {name: draw(chance, SPACE[name]) for name in names}
     steps = {step: chance.choice([chance.random(), 0.5]) for step in range(chance.randrange(5))}
-    relative = json.dumps({name: drawn(chance, SPACE[name]) for name in SPACE})
+    relative = json.dumps({name: draw(chance, SPACE[name]) for name in SPACE})
     running = state == TrialState.RUNNING
     if running and chance.random() < 0.5:
         params = {}
@@ -95,7 +94,7 @@ def test_tpe_suggests_what_optunas_suggests(
     study = optuna.create_study(storage=storage, direction=direction)
     chance = random.Random(str((direction, whole, arguments)))
     for size in (3, 9, 40, 120):
-        storage.add_trials(study._study_id, [past(chance, whole) for _ in range(size)])
+        storage.add_trials(study._study_id, [past_trial(chance, whole) for _ in range(size)])
         for seed in (1, 2):
             expected = suggested(study, optuna.samplers.TPESampler(seed=seed, **arguments))
             found = suggested(study, tpe.TPESampler(seed=seed, **arguments))
@@ -105,7 +104,7 @@ def test_tpe_suggests_what_optunas_suggests(
 @pytest.mark.parametrize("multivariate", [True, False])
 @pytest.mark.parametrize("names", ["optimizer", "optimizer layers", "units layers", "grid units"])
 def test_tpe_breaks_ties_as_optuna_does(engine: Engine, names: str, multivariate: bool) -> None:
-    """Where all is discrete, many candidates are worth the same but for their last bits."""
+    """In a discrete space, many candidates differ in the last bits of their rank only."""
     for seed in range(3):
         studies = [
             optuna.create_study(
@@ -126,7 +125,7 @@ def test_tpe_leaves_constraints_groups_and_several_objectives_to_optuna(engine: 
     one = optuna.create_study(storage=storage)
     for number in range(30):
         chance = random.Random(number)
-        params = {name: drawn(chance, of) for name, of in SPACE.items()}
+        params = {name: draw(chance, of) for name, of in SPACE.items()}
         many.add_trial(
             create_trial(params=params, distributions=SPACE, values=[chance.random(), 1.0])
         )
@@ -180,78 +179,18 @@ def test_percentiles_are_numpys_to_the_bit() -> None:
     chance = random.Random(0)
     extremes = [math.nan, math.inf, -math.inf, 1e300, 0.5]
     for _ in range(3000):
-        reports, given = pruners.Reports(), []
+        values, given = pruners.SortedValues(), []
         for _ in range(chance.randint(1, 30)):
             given.append(
                 chance.choice(extremes) if chance.random() < 0.1 else chance.gauss(0.0, 1.0)
             )
-            reports.add(given[-1])
+            values.add(given[-1])
         percentile = chance.choice([0.0, 25.0, 50.0, 100.0, chance.uniform(0.0, 100.0)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             expected = np.nanpercentile(given, percentile)
-        assert reports.count == len(given)
-        np.testing.assert_array_equal(reports.percentile(percentile), expected)
-
-
-@pytest.mark.parametrize("spread", [0.02, 1.0])
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["width", "rate"],
-        ["layers", "units", "grid"],
-        ["optimizer"],
-        ["units", "rate", "optimizer"],
-    ],
-    ids="-".join,
-)
-def test_kernels_that_are_left_out_do_not_matter(names: list[str], spread: float) -> None:
-    """However trials crowd together, in spaces of any kind of parameters."""
-    chance = random.Random(2)
-    space = {name: SPACE[name] for name in names}
-    observations = {}
-    for name, of in space.items():
-        anywhere = [of.to_internal_repr(drawn(chance, of)) for _ in range(1500)]
-        centre = anywhere[0]
-        near = [centre + spread * (value - centre) for value in anywhere]
-        observations[name] = np.array(near if isinstance(of, FloatDistribution) else anywhere)
-    parameters = optuna.samplers.TPESampler()._parzen_estimator_parameters
-    ours = parzen.ParzenEstimator(observations, space, parameters)
-    optunas = parzen._ParzenEstimator(observations, space, parameters)
-    few = {name: values[:20] for name, values in observations.items()}
-    samples = parzen.ParzenEstimator(few, space, parameters).sample(np.random.RandomState(3), 100)
-    np.testing.assert_allclose(ours.log_pdf(samples), optunas.log_pdf(samples), rtol=1e-9)
-
-
-def test_the_logarithm_of_the_normal_distribution_has_optunas_bits() -> None:
-    generator = np.random.RandomState(0)
-    spread = [generator.normal(size=2000) * scale for scale in (0.1, 1, 3, 10, 30)]
-    points = np.concatenate([*spread, [0.0, 1.0, -1.0, 6.0, -20.0, 40.0, np.inf]])
-    assert np.array_equal(parzen.log_ndtr(points), _truncnorm._log_ndtr(points))
-
-
-@pytest.mark.parametrize(
-    ("size", "options"),
-    [(0, {}), (1, {}), (30, {}), (1200, {}), (1200, {"consider_magic_clip": False})],
-)
-def test_densities_are_optunas_to_rounding(size: int, options: dict[str, bool]) -> None:
-    chance = random.Random(1)
-    observations = {
-        name: np.array([of.to_internal_repr(drawn(chance, of)) for _ in range(size)])
-        for name, of in SPACE.items()
-    }
-    for values in observations.values():
-        values[: size // 2] = values[size // 2 : 2 * (size // 2)]
-    parameters = optuna.samplers.TPESampler(**options)._parzen_estimator_parameters
-    ours = parzen.ParzenEstimator(observations, SPACE, parameters)
-    optunas = parzen._ParzenEstimator(observations, SPACE, parameters)
-    samples = ours.sample(np.random.RandomState(3), 200)
-    for name, values in optunas.sample(np.random.RandomState(3), 200).items():
-        assert np.array_equal(values, samples[name])
-    np.testing.assert_allclose(ours.log_pdf(samples), optunas.log_pdf(samples), rtol=1e-9)
-    edge = {name: np.array([of.to_internal_repr(drawn(chance, of))]) for name, of in SPACE.items()}
-    edge["width"] = np.array([1.0])
-    np.testing.assert_allclose(ours.log_pdf(edge), optunas.log_pdf(edge), rtol=1e-9)
+        assert values.count == len(given)
+        np.testing.assert_array_equal(values.percentile(percentile), expected)
 
 
 def test_threads_of_one_process_share_what_is_known(engine: Engine) -> None:
