@@ -67,6 +67,7 @@ FIXED_TEXTS = {
 """Keys of attributes; our SQL functions contain the same texts."""
 
 STORAGE_ATTRIBUTES = {
+    "FrozenTrial": ("_validate",),
     "Study": (
         "_stop_flag",
         "_storage",
@@ -193,10 +194,11 @@ def _problems_of_storage() -> Iterator[str]:
         yield f"{'no' if name in FROZEN_TRIAL else 'a new'} FrozenTrial.{name}"
     try:
         study = optuna.Study(study_name="", storage=_OneTrial())
-        instances = {"Study": study, "Trial": optuna.Trial(study, 0)}
+        trial = optuna.Trial(study, 0)
     except (AttributeError, TypeError) as error:
         yield f"no Study or Trial can be made: {error}"
         return
+    instances = {"FrozenTrial": create_trial(value=0.0), "Study": study, "Trial": trial}
     for name, attributes in STORAGE_ATTRIBUTES.items():
         yield from _missing_attributes(instances[name], attributes)
 
