@@ -30,6 +30,10 @@ class ConfigurationError(StudyhallError):
     exit_code = 2
 
 
+class UnsupportedOptuna(ConfigurationError):
+    """The installed Optuna does not fit."""
+
+
 class UnknownObjective(ConfigurationError):
     """The objective cannot be found or imported."""
 

@@ -1,4 +1,4 @@
-"""Samplers and pruners by name, made anew for every trial.
+"""Samplers and pruners by name, a new one for every trial.
 
 A sampler is seeded from the study's seed and the trial's number: no two trials of a study draw
 from the same stream, whichever worker runs them, and a resumed study never repeats its first
@@ -21,6 +21,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
+from service import optuna_private
 from service.errors import ConfigurationError
 from service.sampling import pruners, tpe
 
@@ -32,9 +33,9 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gp": ("GPSampler", {}),
     "qmc": ("QMCSampler", {}),
 }
-# MedianPruner: Optuna's five trials before the first judgement; the first epoch decides nothing,
-# since it ranks learning rates more than models; and no judgement by fewer than three peers at
-# the same step, which parallel workers and early stopping would otherwise often bring about.
+# MedianPruner: no trial is pruned before five are complete, as in Optuna. The first epoch does not
+# count, since it ranks learning rates rather than models. At least three trials must have reported
+# the step: parallel workers and early stopping often leave fewer.
 PRUNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "median": ("MedianPruner", {"n_startup_trials": 5, "n_warmup_steps": 1, "n_min_trials": 3}),
     "hyperband": ("HyperbandPruner", {}),
@@ -44,14 +45,14 @@ PRUNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "wilcoxon": ("WilcoxonPruner", {}),
     "none": ("NopPruner", {}),
 }
-# Optuna imports these only when the first trial samples; we want to know before that.
-NEEDED = {
+# Optuna imports these packages when the first trial samples; a missing one is an error before.
+PACKAGES = {
     "CmaEsSampler": ("cmaes",),
     "GPSampler": ("scipy", "torch"),
     "QMCSampler": ("scipy",),
     "WilcoxonPruner": ("scipy",),
 }
-# The same choices as Optuna's classes of these names, sooner.
+# Ours make the same choices as Optuna's classes of the same names, in less time.
 OURS = {
     "TPESampler": tpe.TPESampler,
     "MedianPruner": pruners.MedianPruner,
@@ -61,10 +62,10 @@ SHARED_SEED = ("GridSampler", "QMCSampler", "BruteForceSampler")
 
 
 def parse_arguments(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:
-    """``("n_startup_trials=20",)`` to a dict; values are JSON where they can be read as such.
+    """``("n_startup_trials=20",)`` as a dict; a value that is not JSON is a text.
 
     Raises:
-        ConfigurationError: A pair has no ``=``.
+        ConfigurationError: A pair has no ``=``, or no key.
     """
     parsed = {}
     for pair in pairs:
@@ -105,13 +106,22 @@ def _find(
     kind: str, name: str, known: Mapping[str, tuple[str, dict[str, Any]]], module: Any, base: type
 ) -> tuple[Any, dict[str, Any]]:
     class_name, defaults = known.get(name.lower(), (name, {}))
-    found = OURS.get(class_name) or getattr(module, class_name, None)
+    found = _ours(class_name) or getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, base)) or found is base:
         raise ConfigurationError(
             f"there is no {kind} {name!r}; known: {', '.join(known)}, "
             f"or any class of {module.__name__}"
         )
     return found, defaults
+
+
+def _ours(class_name: str) -> type | None:
+    """Our class of a name; none, with a warning, if this Optuna is not a tested one."""
+    ours = OURS.get(class_name)
+    if ours is not None and not optuna_private.is_tested():
+        optuna_private.warn_untested()
+        return None
+    return ours
 
 
 def make_sampler(
@@ -128,7 +138,7 @@ def make_sampler(
         arguments: Arguments of its class.
         seed: The study's seed.
         number: The trial's number.
-        grid: The objective's own grid, for a grid sampler that was given none.
+        grid: Makes the objective's own grid, for a grid sampler without one in its arguments.
 
     Raises:
         ConfigurationError: Unknown name or argument, or a value that the class refuses.
@@ -138,7 +148,7 @@ def make_sampler(
     if cls is optuna.samplers.GridSampler and "search_space" not in given:
         if grid is None:
             raise ConfigurationError(
-                "the grid sampler needs a grid, and this objective brings none: "
+                "the grid sampler needs a grid, and this objective has none: "
                 """add --sampler-arg 'search_space={"lr": [0.1, 0.01]}'"""
             )
         given["search_space"] = grid()
@@ -168,7 +178,7 @@ def _make(kind: str, cls: type, arguments: Mapping[str, Any]) -> Any:
             f"the {kind} {cls.__name__} has no argument {', '.join(map(repr, unknown))}; "
             f"it takes {', '.join(allowed)}"
         )
-    missing = [n for n in NEEDED.get(cls.__name__, ()) if importlib.util.find_spec(n) is None]
+    missing = [n for n in PACKAGES.get(cls.__name__, ()) if importlib.util.find_spec(n) is None]
     if missing:
         raise ConfigurationError(
             f"the {kind} {cls.__name__} needs a package that is not installed here: "
@@ -176,7 +186,7 @@ def _make(kind: str, cls: type, arguments: Mapping[str, Any]) -> Any:
         )
     try:
         with warnings.catch_warnings():
-            # That Optuna calls a class experimental is no news to somebody who asked for it.
+            # Who asks for a class by name needs no warning that Optuna calls it experimental.
             warnings.simplefilter("ignore", ExperimentalWarning)
             return cls(**arguments)
     except (TypeError, ValueError) as error:
@@ -185,5 +195,5 @@ def _make(kind: str, cls: type, arguments: Mapping[str, Any]) -> Any:
 
 
 def trial_seed(seed: int, number: int) -> int:
-    """A seed of 31 bits for one trial, as good as independent of every other trial's."""
+    """The seed of one trial: 31 bits, independent of every other trial's for all practice."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)

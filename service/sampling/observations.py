@@ -1,4 +1,4 @@
-"""Observations: a study's finished trials as arrays, grown by each trial once."""
+"""Observations: a study's finished trials as arrays that each trial extends once."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from service.sampling.arrays import Floats, Indices
 from service.storage.digest_cache import DigestCache
 from service.storage.digests import Digest, ParamSpace
-
-Floats = NDArray[np.float64]
-Places = NDArray[np.int64]
 
 
 class Column:
     """An array that grows at its end.
 
     Args:
-        length: How many places it begins with; they hold NaN.
+        length: Its length at first; it is filled with NaN.
     """
 
     def __init__(self, length: int = 0) -> None:
@@ -30,7 +27,7 @@ class Column:
         self._length = length
 
     def extend(self, values: Sequence[float]) -> None:
-        """Put values at the end."""
+        """Append values."""
         end = self._length + len(values)
         if end > len(self._data):
             more = np.empty(max(len(self._data), end))
@@ -45,20 +42,20 @@ class Column:
 
 
 class Observations:
-    """What TPE asks of a study with one objective, without going through its trials again.
+    """The COMPLETE and PRUNED trials of a study with one objective, as TPE needs them.
 
     Args:
-        digest_cache: What is known of the study.
+        digest_cache: The study's trials.
 
     Attributes:
-        constrained: Whether any trial has constraints, which nothing here knows how to handle.
-        space: The parameters that all COMPLETE and PRUNED trials share; None while there are none.
+        constrained: Whether any trial has constraints; this class does not know how to rank these.
+        space: The parameters that all the trials share; None without trials.
     """
 
     def __init__(self, digest_cache: DigestCache) -> None:
-        self._ledger = digest_cache
+        self._digest_cache = digest_cache
         self._sign = -1.0 if digest_cache.directions[0] == StudyDirection.MAXIMIZE else 1.0
-        self._read = 0
+        self._n_read = 0
         self._params: dict[str, Column] = {}
         self._number, self._key, self._step = Column(), Column(), Column()
         self._pruned = Column()
@@ -67,17 +64,17 @@ class Observations:
         self.space: dict[str, BaseDistribution] | None = None
 
     @classmethod
-    def of(cls, digest_cache: DigestCache) -> Observations:
-        """The observations that go with a digest_cache, brought up to it."""
-        return digest_cache.derived(cls, cls._take_in)
+    def current(cls, digest_cache: DigestCache) -> Observations:
+        """The one instance of a digest cache, with all trials that the cache has now."""
+        return digest_cache.derived(cls, cls._update)
 
     def __len__(self) -> int:
         return len(self._pruned.values)
 
-    def _take_in(self) -> None:
-        finished = self._ledger.finished
-        new = [trial for trial in finished[self._read :] if trial.state is not TrialState.FAIL]
-        self._read = len(finished)
+    def _update(self) -> None:
+        finished = self._digest_cache.finished
+        new = [trial for trial in finished[self._n_read :] if trial.state is not TrialState.FAIL]
+        self._n_read = len(finished)
         if new:
             self._add(new)
 
@@ -92,11 +89,14 @@ class Observations:
         self._step.extend([step for step, _ in scores])
         self._key.extend([key for _, key in scores])
         self._number.extend([trial.number for trial in trials])
-        # Other threads go by this column's length, so all others are as long before it is.
+        # Other threads take this column's length, so all other columns grow before it.
         self._pruned.extend([trial.state is TrialState.PRUNED for trial in trials])
 
     def _score(self, trial: Digest) -> tuple[float, float]:
-        """How a trial ranks among its like: the pruned one that came farther is the better."""
+        """A trial's rank among those of its state, the lower the better.
+
+        Complete trials rank by value; pruned ones by their last step, then by the value there.
+        """
         if trial.state is TrialState.COMPLETE:
             return 0.0, self._sign * trial.values[0] if trial.values else math.inf
         if not trial.steps:
@@ -112,12 +112,12 @@ class Observations:
             self.space = dict(sorted(shape.distributions.items()))
             return
         for name, distribution in [*self.space.items()]:
-            found = shape.distributions.get(name)
-            if found is not distribution and found != distribution:
+            other = shape.distributions.get(name)
+            if other is not distribution and other != distribution:
                 del self.space[name]
 
-    def split(self, n_below: int) -> tuple[Places, Places]:
-        """The places of the best trials and of the others, each by trial number.
+    def split(self, n_below: int) -> tuple[Indices, Indices]:
+        """The indices of the best trials and of the others, each by trial number.
 
         Args:
             n_below: How many are the best: complete ones first, then pruned ones.
@@ -129,25 +129,29 @@ class Observations:
         rest[below] = False
         return self._by_number(below), self._by_number(np.flatnonzero(rest))
 
-    def _best(self, places: Places, count: int) -> Places:
-        if count <= 0 or not len(places):
-            return places[:0]
+    def _best(self, indices: Indices, count: int) -> Indices:
+        if count <= 0 or not len(indices):
+            return indices[:0]
         columns = (self._number, self._key, self._step)
-        order = np.lexsort([column.values[places] for column in columns])
-        return places[order[:count]]
+        order = np.lexsort([column.values[indices] for column in columns])
+        return indices[order[:count]]
 
-    def _by_number(self, places: Places) -> Places:
-        return places[np.argsort(self._number.values[places], kind="stable")]
+    def _by_number(self, indices: Indices) -> Indices:
+        return indices[np.argsort(self._number.values[indices], kind="stable")]
 
-    def values(self, places: Places, names: list[str]) -> tuple[Floats, Floats]:
-        """The numbers of the trials at these places that have all the parameters, and these.
+    def values(self, indices: Indices, names: list[str]) -> tuple[Floats, Floats]:
+        """What those of the trials chose that have all of the parameters.
+
+        Args:
+            indices: The trials.
+            names: The parameters.
 
         Returns:
             Trial numbers, (trials,), and internal values, (parameters, trials).
         """
-        table = np.empty((len(names), len(places)))
-        for index, name in enumerate(names):
+        table = np.empty((len(names), len(indices)))
+        for row, name in enumerate(names):
             column = self._params.get(name)
-            table[index] = math.nan if column is None else column.values[places]
-        whole = ~np.isnan(table).any(axis=0)
-        return self._number.values[places][whole], table[:, whole]
+            table[row] = math.nan if column is None else column.values[indices]
+        complete = ~np.isnan(table).any(axis=0)
+        return self._number.values[indices][complete], table[:, complete]

@@ -1,64 +1,64 @@
-"""MedianPruner and PercentilePruner: Optuna's, without going through all trials at every step.
+"""MedianPruner and PercentilePruner: Optuna's, with the same verdicts in less time.
 
-The same history gives the same verdicts. Optuna collects the values that all complete trials
-reported at the step anew for every verdict; here each complete trial is taken in once, and the
-news of a trial that is held comes along with its own report.
+Optuna collects the values of all complete trials at a step for every verdict. Here each complete
+trial is added once. What other workers' trials reported comes with this worker's own report.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import insort
+from collections.abc import Collection
 
 import optuna
-from optuna.pruners._percentile import (
-    _get_best_intermediate_result_over_steps,
-    _is_first_in_interval_step,
-)
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from service import optuna_private
 from service.storage.digest_cache import DigestCache
 from service.storage.storage import StudyStorage
 
 
-class Steps:
-    """What the complete trials of a study reported at each step.
+class ReportedValues:
+    """What the complete trials of a study reported, by step.
 
     Args:
-        digest_cache: What is known of the study.
+        digest_cache: The study's trials.
+
+    Attributes:
+        n_complete: How many complete trials there are.
     """
 
     def __init__(self, digest_cache: DigestCache) -> None:
-        self._ledger = digest_cache
-        self._read = 0
-        self._values: dict[int, Reports] = {}
-        self.complete = 0
+        self._digest_cache = digest_cache
+        self._n_read = 0
+        self._by_step: dict[int, SortedValues] = {}
+        self.n_complete = 0
 
     @classmethod
-    def of(cls, digest_cache: DigestCache) -> Steps:
-        """The steps that go with a digest_cache, brought up to it."""
-        return digest_cache.derived(cls, cls._take_in)
+    def current(cls, digest_cache: DigestCache) -> ReportedValues:
+        """The one instance of a digest cache, with all trials that the cache has now."""
+        return digest_cache.derived(cls, cls._update)
 
-    def _take_in(self) -> None:
-        finished = self._ledger.finished
-        for trial in finished[self._read :]:
+    def _update(self) -> None:
+        finished = self._digest_cache.finished
+        for trial in finished[self._n_read :]:
             if trial.state is TrialState.COMPLETE:
-                self.complete += 1
+                self.n_complete += 1
                 for step, value in zip(trial.steps, trial.reported, strict=True):
-                    self._values.setdefault(step, Reports()).add(value)
-        self._read = len(finished)
+                    self._by_step.setdefault(step, SortedValues()).add(value)
+        self._n_read = len(finished)
 
     def percentile(self, step: int, percentile: float, n_min_trials: int) -> float:
-        """A percentile of the values at a step; NaN where fewer trials than asked have one."""
-        reports = self._values.get(step)
-        if reports is None or reports.count < n_min_trials:
+        """A percentile of the values at a step; NaN if fewer than ``n_min_trials`` have one."""
+        values = self._by_step.get(step)
+        if values is None or values.count < n_min_trials:
             return math.nan
-        return reports.percentile(percentile)
+        return values.percentile(percentile)
 
 
-class Reports:
-    """The values reported at one step, in order of size.
+class SortedValues:
+    """The values reported at one step, in order.
 
     Attributes:
         count: How many there are, NaN included.
@@ -69,20 +69,20 @@ class Reports:
         self._sorted: list[float] = []
 
     def add(self, value: float) -> None:
-        """Take in one more."""
+        """Add a value."""
         self.count += 1
         if not math.isnan(value):
             insort(self._sorted, value)
 
     def percentile(self, percentile: float) -> float:
-        """``numpy.nanpercentile``, to the bit: rounding may decide a tie."""
+        """``numpy.nanpercentile``, to the bit, since rounding may decide a tie."""
         if not self._sorted:
             return math.nan
         last = len(self._sorted) - 1
-        place = last * (percentile / 100)
-        below = math.floor(place)
-        low, high = self._sorted[below], self._sorted[min(below + 1, last)]
-        part = place - below
+        position = last * (percentile / 100)
+        index = math.floor(position)
+        low, high = self._sorted[index], self._sorted[min(index + 1, last)]
+        part = position - index
         return high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
 
 
@@ -90,33 +90,42 @@ class PercentilePruner(optuna.pruners.PercentilePruner):
     """Optuna's PercentilePruner with the same arguments and the same verdicts, in less time."""
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        filtered = type(study).get_trials is not Study.get_trials
-        if filtered or not isinstance(study._storage, StudyStorage):
+        storage = study._storage
+        # A subclass of Study may hide trials, as Hyperband's does.
+        if type(study) is not Study or not isinstance(storage, StudyStorage):
             return super().prune(study, trial)
-        steps = Steps.of(study._storage.followed_digests(study._study_id))
+        if not optuna_private.is_tested():
+            return super().prune(study, trial)
+        reported = ReportedValues.current(storage.followed_digests(study._study_id))
         step = trial.last_step
-        if not self._judges(steps, step, trial):
+        if step is None or not self._is_due(reported.n_complete, step, trial):
             return False
-        direction = study.direction
-        best = _get_best_intermediate_result_over_steps(trial, direction)
+        maximize = study.direction == StudyDirection.MAXIMIZE
+        best = _best(trial.intermediate_values.values(), maximize)
         if math.isnan(best):
             return True
-        maximize = direction == StudyDirection.MAXIMIZE
         percentile = 100 - self._percentile if maximize else self._percentile
-        bar = steps.percentile(step or 0, percentile, self._n_min_trials)
-        return bool(best < bar if maximize else best > bar)
+        threshold = reported.percentile(step, percentile, self._n_min_trials)
+        return best < threshold if maximize else best > threshold
 
-    def _judges(self, steps: Steps, step: int | None, trial: FrozenTrial) -> bool:
-        if steps.complete == 0 or steps.complete < self._n_startup_trials:
+    def _is_due(self, n_complete: int, step: int, trial: FrozenTrial) -> bool:
+        """Whether a trial is judged at its last step.
+
+        It is judged at its first report in each interval, which begins after the warm-up.
+        """
+        if n_complete == 0 or n_complete < self._n_startup_trials or step < self._n_warmup_steps:
             return False
-        if step is None or step < self._n_warmup_steps:
-            return False
-        return _is_first_in_interval_step(
-            step, trial.intermediate_values.keys(), self._n_warmup_steps, self._interval_steps
-        )
+        since_warmup = step - self._n_warmup_steps
+        interval_start = step - since_warmup % self._interval_steps
+        earlier = max((s for s in trial.intermediate_values if s != step), default=-1)
+        return earlier < interval_start
 
 
 class MedianPruner(PercentilePruner, optuna.pruners.MedianPruner):
     """Optuna's MedianPruner with the same arguments and the same verdicts, in less time."""
 
-    __init__ = optuna.pruners.MedianPruner.__init__
+
+def _best(values: Collection[float], maximize: bool) -> float:
+    """The best of a trial's intermediate values; NaN if all are NaN."""
+    known = [value for value in values if not math.isnan(value)]
+    return (max if maximize else min)(known, default=math.nan)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.samplers._tpe.sampler import _RELATIVE_PARAMS_KEY as KEY
+from service.optuna_private import RELATIVE_PARAMS_KEY as KEY
 
 
 def announced(attrs: Mapping[str, Any]) -> dict[str, Any]:

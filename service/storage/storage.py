@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine
 
-from service import database
+from service import database, optuna_private
 from service.database.connection import SharedConnection
 from service.errors import StaleLease
 from service.storage import news
@@ -40,6 +40,7 @@ class StudyStorage(TrialStore):
     """
 
     def __init__(self, engine: Engine) -> None:
+        optuna_private.require()
         super().__init__(SharedConnection.of(engine))
         # The shared connection does not keep its engine alive.
         self._engine = engine

@@ -9,11 +9,10 @@ from typing import Any
 
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
-from optuna.storages._base import DEFAULT_STUDY_NAME_PREFIX
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 
 from service.database.connection import SharedConnection
+from service.optuna_private import DEFAULT_STUDY_NAME_PREFIX, FrozenStudy
 
 CREATE = """-- A study with its directions; no row if the name is taken.
 WITH new AS (
