@@ -1,0 +1,102 @@
+"""MeteredWorker: a worker of the service; pages and CPU time that its calls cost the server."""
+
+from __future__ import annotations
+
+import re
+import time
+from statistics import median
+from typing import Any
+
+import optuna
+from storage import run_trial
+
+from service import database
+from service.database.connection import SharedConnection
+from service.sampling.pruners import MedianPruner
+from service.settings import normalize_url
+from service.storage import leases
+from service.storage.storage import StudyStorage
+
+CALL = re.compile(r"SELECT (service\.(\w+)\(.*\))", re.DOTALL)
+
+
+class MeteredWorker:
+    """A worker on a connection of its own; the server must run on this machine.
+
+    Args:
+        url: The database.
+        study: Name of the study.
+        discard: Whether the connection discards its plans as it does in the service.
+        options: Server settings of the connection, as libpq takes them.
+
+    Attributes:
+        measured: What the next calls note: "pages", "cpu", or nothing.
+        cost: By that and by the name of the function: the costs of its calls.
+    """
+
+    def __init__(self, url: str, study: str, *, discard: bool, options: str) -> None:
+        query = {"options": options} if options else {}
+        self.engine = database.create_engine(normalize_url(url).update_query_dict(query))
+        self.storage, self.discard = StudyStorage(self.engine), discard
+        self.link = SharedConnection.of(self.engine)
+        self.send, self.link._send = self.link._send, self.metered  # type: ignore[method-assign]
+        # What clock_getcpuclockid(3) makes of a process id.
+        self.clock = (~self.link.ask("SELECT pg_backend_pid()") << 3) | 2
+        self.measured = ""
+        self.cost: dict[str, dict[str, list[float]]] = {}
+        self.clear()
+        how = {"sampler": optuna.samplers.RandomSampler(), "pruner": MedianPruner()}
+        self.study = optuna.load_study(study_name=study, storage=self.storage, **how)
+
+    def clear(self) -> None:
+        self.cost = {"pages": {}, "cpu": {}}
+
+    def metered(self, connection: Any, sql: str, values: Any = None) -> Any:
+        """As SharedConnection._send; notes the cost of the function that is called."""
+        self.link._sent = self.link._sent if self.discard else 0
+        found = CALL.search(sql)
+        if found is None or not self.measured:
+            return self.send(connection, sql, values)
+        call, name = found.groups()
+        costs = self.cost[self.measured].setdefault(name, [])
+        if self.measured == "cpu":
+            began = time.clock_gettime(self.clock)
+            answer = self.send(connection, sql, values)
+            costs.append(time.clock_gettime(self.clock) - began)
+            return answer
+        keep = f"SELECT set_config('plans.answer', {call}::text, false)"
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {keep}"
+        plan = self.send(connection, explain, values)[0]["Plan"]
+        costs.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+        return self.send(connection, "SELECT current_setting('plans.answer')") or None
+
+    def trial(self) -> None:
+        """A leased trial of ten reports, then one as plain Optuna writes it."""
+        study_id = self.study._study_id
+        lease = leases.claim(self.engine, study_id, "worker", 60.0)
+        assert lease is not None
+        self.storage.hold(lease)
+        self.storage.digest_cache(study_id, running=True)  # as TPE does
+        self.storage.get_all_trials(study_id, deepcopy=False)  # as other samplers do
+        trial = optuna.Trial(self.study, lease.trial_id)
+        state, value, _ = run_trial(trial, 0.0, prune=False)
+        self.study.tell(trial, value, state)
+        self.storage.drop(lease)
+        plain = self.study.ask()
+        plain.report(plain.suggest_float("rate", 1e-5, 1e-1, log=True), 0)
+        self.study.tell(plain, 1.0)
+
+    def total(self, kind: str) -> float:
+        """The cost of all calls, each at the median of its function's."""
+        return sum(median(calls) * len(calls) for calls in self.cost[kind].values())
+
+    def beside(self, first: MeteredWorker) -> str:
+        """Ratios to another worker's pages and CPU time, and the function that stands out."""
+        total = " / ".join(f"{self.total(kind) / first.total(kind):.2f}" for kind in self.cost)
+        ratios = [
+            (median(calls) / median(first.cost[kind][name]), name)
+            for kind, functions in self.cost.items()
+            for name, calls in functions.items()
+        ]
+        most, name = max(ratios)
+        return f"{total} ({name} {most:.0f}x)" if most > 2.5 else total
