@@ -38,10 +38,10 @@ class MeteredWorker:
         query = {"options": options} if options else {}
         self.engine = database.create_engine(normalize_url(url).update_query_dict(query))
         self.storage, self.discard = StudyStorage(self.engine), discard
-        self.link = SharedConnection.of(self.engine)
-        self.send, self.link._send = self.link._send, self.metered  # type: ignore[method-assign]
+        self.connection = SharedConnection.of(self.engine)
+        self.send, self.connection._send = self.connection._send, self.metered  # type: ignore[method-assign]
         # What clock_getcpuclockid(3) makes of a process id.
-        self.clock = (~self.link.ask("SELECT pg_backend_pid()") << 3) | 2
+        self.clock = (~self.connection.query("SELECT pg_backend_pid()") << 3) | 2
         self.measured = ""
         self.cost: dict[str, dict[str, list[float]]] = {}
         self.clear()
@@ -53,7 +53,7 @@ class MeteredWorker:
 
     def metered(self, connection: Any, sql: str, values: Any = None) -> Any:
         """As SharedConnection._send; notes the cost of the function that is called."""
-        self.link._sent = self.link._sent if self.discard else 0
+        self.connection._sent = self.connection._sent if self.discard else 0
         found = CALL.search(sql)
         if found is None or not self.measured:
             return self.send(connection, sql, values)

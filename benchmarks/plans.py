@@ -1,4 +1,4 @@
-"""What the functions' planner settings and the connection's DISCARD PLANS are good for.
+"""What the connection's planner settings and its DISCARD PLANS are good for.
 
     python benchmarks/plans.py                 everything, 10 to 16 minutes
     python benchmarks/plans.py --sizes 1000    a smaller study, about 3 minutes
@@ -37,8 +37,6 @@ from service.storage.storage import StudyStorage
 
 PEERS = past_trials(39)
 ROUNDS = 24  # trials of a row: every other one counts pages, the others CPU time
-FUNCTIONS = """SELECT string_agg(p.oid::regprocedure::text, ';') FROM pg_proc p
- WHERE pronamespace = 'service'::regnamespace AND proconfig IS NOT NULL"""
 PEER = """WITH peer AS (
   INSERT INTO service.attempts (trial_id, attempt, study_id, worker, ended_at)
   SELECT t, 1, %(study)s, 'peer', now() FROM unnest(%(ids)s::int[]) t RETURNING trial_id)
@@ -46,27 +44,20 @@ SELECT count(service.store_digest(trial_id)) FROM peer"""
 
 
 class Variant(NamedTuple):
-    """Functions without some settings; a connection without discarding, or with options."""
+    """A connection with other settings, or without discarding."""
 
     name: str
-    without: tuple[str, ...] = ()
-    discard: bool = True
     options: str = ""
+    discard: bool = True
 
 
-ALL = ("enable_seqscan", "jit", "plan_cache_mode")
 VARIANTS = (
     Variant("as shipped"),
-    Variant("seqscan on", ("enable_seqscan",)),
-    Variant("jit on", ("jit",)),
-    Variant("plan cache auto", ("plan_cache_mode",)),
+    Variant("jit on", "-c jit=on"),
+    Variant("plan cache auto", "-c plan_cache_mode=auto"),
     Variant("no DISCARD", discard=False),
-    Variant("none of the four", ALL, discard=False),
-    Variant(
-        "seqscan on, others on the connection",
-        ALL,
-        options="-c jit=off -c plan_cache_mode=force_generic_plan",
-    ),
+    Variant("none of the three", "-c jit=on -c plan_cache_mode=auto", discard=False),
+    Variant("seqscan off", "-c enable_seqscan=off"),
 )
 
 
@@ -81,10 +72,7 @@ class Side:
         self.url, self.variant = url.render_as_string(hide_password=False), variant
         schema.upgrade(self.url)
         self.engine = database.create_engine(self.url)
-        self.storage, self.link = StudyStorage(self.engine), SharedConnection.of(self.engine)
-        for function in self.link.ask(FUNCTIONS).split(";"):
-            for setting in variant.without:
-                execute(self.url, f"ALTER FUNCTION {function} RESET {setting}")
+        self.storage, self.connection = StudyStorage(self.engine), SharedConnection.of(self.engine)
         self.workers: dict[str, MeteredWorker] = {}
 
     def open(self, worker: str, study: str) -> None:
@@ -102,7 +90,7 @@ class Side:
         study_id = self.storage.get_study_id_from_name(study)
         ids = self.storage.add_trials(study_id, PEERS)
         ours = [trial_id for place, trial_id in enumerate(ids, 1) if place % stock]
-        self.link.ask(PEER, {"study": study_id, "ids": ours})
+        self.connection.query(PEER, {"study": study_id, "ids": ours})
 
 
 def work(

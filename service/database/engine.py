@@ -31,6 +31,13 @@ BOUNDS = {
 }
 """Generous: a suspended worker must not hold a row for ever, nor a lost lock block a worker."""
 
+PLANS = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
+"""Settings for the storage's SQL functions, whose plans a connection keeps.
+
+Before a table has statistics, PostgreSQL takes a plan for costly and compiles it at every call. And
+it plans anew for each call's arguments, which takes longer than the statement (docs/benchmarks.md).
+"""
+
 CURES = {
     "password": "check the user and the password in STUDYHALL_DATABASE_URL",
     "pg_hba.conf": "the server's pg_hba.conf does not let this user in from this machine",
@@ -89,7 +96,8 @@ def engine_options(
     """
     said = normalize_url(full_url(url)).query
     limits = BOUNDS if bounded else dict.fromkeys(BOUNDS, "0")
-    flags = [f"-c {name}={value}" for name, value in ({"timezone": "UTC"} | limits).items()]
+    ours = {"timezone": "UTC", **PLANS, **limits}
+    flags = [f"-c {name}={value}" for name, value in ours.items()]
     theirs = said.get("options", "")
     flags += [theirs] if isinstance(theirs, str) else theirs
     own = {name: value for name, value in NETWORK.items() if name not in said}

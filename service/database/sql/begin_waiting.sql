@@ -1,8 +1,6 @@
 -- Change WAITING to RUNNING for one caller only: 'ok', 'missing', 'running' or 'finished'.
 CREATE OR REPLACE FUNCTION service.begin_waiting(p_trial int)
-RETURNS text LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
   now_in trialstate;
 BEGIN

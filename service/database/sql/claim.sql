@@ -3,9 +3,7 @@
 -- exact. A JSON array: trial id, token, attempt, the answer of create for a new trial, the document
 -- of an existing one, whether the trial must have its device alone.
 CREATE OR REPLACE FUNCTION service.claim(p_study int, p_worker text, p_seconds float8)
-RETURNS json LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
   study service.studies;
   lease service.leases;

@@ -16,9 +16,7 @@ CREATE OR REPLACE FUNCTION service.create(
   p_system_values text[] DEFAULT NULL,
   p_step_of int[] DEFAULT NULL, p_steps int[] DEFAULT NULL, p_reported float8[] DEFAULT NULL,
   p_kinds text[] DEFAULT NULL)
-RETURNS json LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
   ids int[];
   first int;

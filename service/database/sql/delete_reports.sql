@@ -1,9 +1,7 @@
 -- Delete a leased trial's reports from p_step on. Readers cannot see a deleted row, so the trial's
 -- own row is rewritten, which makes them read the trial again.
 CREATE OR REPLACE FUNCTION service.delete_reports(p_trial int, p_token bigint, p_step int)
-RETURNS text LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
   verdict text := service.check_write(p_trial, p_token);
 BEGIN

@@ -1,8 +1,6 @@
 -- Delete a study and all its rows, Optuna's and ours, one statement for each table.
 CREATE OR REPLACE FUNCTION service.delete_study(p_study int)
-RETURNS boolean LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
   ids int[];
 BEGIN

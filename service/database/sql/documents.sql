@@ -2,9 +2,7 @@
 -- their parameter spaces, each once under its key: the names and distributions of a trial's
 -- parameters. Most trials of a study have the same space, and it is most of a trial's text.
 CREATE OR REPLACE FUNCTION service.documents(p_trials int[])
-RETURNS json LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS json LANGUAGE plpgsql STABLE AS $$
 BEGIN
   RETURN (
     WITH spaced AS MATERIALIZED (

@@ -1,8 +1,6 @@
 -- Fail the trial that a worker holds, on the worker's behalf; returns the trial's number, or null.
 CREATE OR REPLACE FUNCTION service.fail_worker(p_worker text, p_cause text, p_detail text)
-RETURNS int LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
   lease service.leases;
   failed int;

@@ -1,9 +1,7 @@
 -- End a trial that nobody has leased.
 CREATE OR REPLACE FUNCTION service.finish(
   p_trial int, p_state text, p_values float8[] DEFAULT NULL, p_value_kinds text[] DEFAULT NULL)
-RETURNS json LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
   now_in trialstate;
 BEGIN

@@ -9,9 +9,7 @@ CREATE OR REPLACE FUNCTION service.finish_leased(
   p_distributions text[] DEFAULT NULL,
   p_user_keys text[] DEFAULT NULL, p_user_values text[] DEFAULT NULL,
   p_system_keys text[] DEFAULT NULL, p_system_values text[] DEFAULT NULL)
-RETURNS json LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
   study int;
   now_in trialstate;

@@ -5,9 +5,7 @@
 -- STABLE: all statements of this function see the caller's one snapshot.
 CREATE OR REPLACE FUNCTION service.read_trials(
   p_study int, p_after int, p_known int[], p_since bigint, p_running boolean, p_limit int)
-RETURNS json LANGUAGE plpgsql STABLE
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS json LANGUAGE plpgsql STABLE AS $$
 DECLARE
   horizon bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
   reach int := CASE WHEN horizon - p_since > 1000000000 THEN 2147483647

@@ -1,9 +1,7 @@
 -- Give an unfinished trial back: it is interrupted from this moment on.
 CREATE OR REPLACE FUNCTION service.release(
   p_trial int, p_token bigint, p_cause text, p_detail text DEFAULT NULL)
-RETURNS text LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
   tried int;
 BEGIN

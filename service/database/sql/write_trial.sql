@@ -10,9 +10,7 @@ CREATE OR REPLACE FUNCTION service.write_trial(
   p_steps int[] DEFAULT NULL, p_reported float8[] DEFAULT NULL, p_kinds text[] DEFAULT NULL,
   p_study int DEFAULT NULL, p_after int DEFAULT NULL, p_known int[] DEFAULT NULL,
   p_spaces bigint[] DEFAULT NULL)
-RETURNS text LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan
-AS $$
+RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
   verdict text := service.check_write(p_trial, p_token);
   orders json;
