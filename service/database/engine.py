@@ -34,8 +34,8 @@ BOUNDS = {
 PLANS = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
 """Settings for the storage's SQL functions, whose plans a connection keeps.
 
-Before a table has statistics, PostgreSQL takes a plan for costly and compiles it at every call. And
-it plans anew for each call's arguments, which takes longer than the statement (docs/benchmarks.md).
+Without statistics, PostgreSQL takes a plan for costly and compiles it at every call. And it plans
+anew for each call's arguments, which takes longer than the statement (docs/benchmarks.md).
 """
 
 CURES = {
