@@ -15,7 +15,8 @@ from service.sampling import factory
 from service.settings import Settings
 from service.storage.storage import StudyStorage
 from service.studies import progress, registry
-from service.studies.progress import Best, Progress, ProgressReader
+from service.studies.progress import Best, Progress
+from service.studies.progress_reader import ProgressReader, best_of_study
 from service.studies.records import Attempt, best_epoch, read_attempts, record
 from service.studies.spec import Budget, Spec, refuse_contradictions
 
@@ -100,7 +101,7 @@ class Study:
     @property
     def best(self) -> Best | None:
         """The best complete trial; None while there is none."""
-        statement = text(progress.best_of_study(self._reader.maximize))
+        statement = text(best_of_study(self._reader.maximize))
         with self._engine.connect() as connection:
             row = connection.execute(statement, {"study_id": self.study_id}).one_or_none()
         return None if row is None else self._best(*row)
