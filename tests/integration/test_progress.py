@@ -16,9 +16,9 @@ from service import Budget, Hall, Spec, Study, UnknownStudy, database
 from service.storage.storage import StudyStorage
 
 
-def counted_again(study: Study) -> Any:
+def counted_again(hall: Hall, study: Study) -> Any:
     """The progress as a process says it that has just opened the study."""
-    return study._hall.study(study.name).progress()
+    return hall.study(study.name).progress()
 
 
 def trial(chance: random.Random) -> FrozenTrial:
@@ -47,7 +47,7 @@ def test_any_history_is_counted_as_from_the_beginning(hall: Hall, direction: str
                 storage.set_trial_state_values(
                     t._trial_id, state, value if state == TrialState.COMPLETE else None
                 )
-        assert study.progress() == counted_again(study)
+        assert study.progress() == counted_again(hall, study)
         assert study.best == study.progress().best
 
 
@@ -96,7 +96,7 @@ def test_a_restored_backup_is_counted_from_the_beginning(hall: Hall, database_ur
     execute(database_url, "DELETE FROM trial_values")
     execute(database_url, "DELETE FROM trials WHERE number > 1")
     execute(database_url, "UPDATE trials SET state = 'FAIL'")
-    assert study.progress() == counted_again(study)
+    assert study.progress() == counted_again(hall, study)
 
 
 def test_a_deleted_study_is_said_to_be_deleted(hall: Hall) -> None:
