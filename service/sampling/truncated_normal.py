@@ -149,7 +149,7 @@ def inverse_log_cdf(y: Floats) -> Floats:
     mirrored = y > -1e-2
     target = y.copy()
     target[mirrored] = np.log(-np.expm1(y[mirrored]))
-    x = np.empty_like(y)
+    x = np.full_like(y, math.nan)
     tail, middle = target < -5, target >= -5
     x[tail] = -np.sqrt(-2.0 * (target[tail] + LOG_NORM))
     x[middle] = -LOGISTIC * np.log(np.expm1(-target[middle]))
