@@ -1,16 +1,17 @@
 """Log densities of Parzen estimators at candidates, in less time than Optuna's, to rounding.
 
-Two ways lead to them. `_dense` computes every kernel at every candidate; parameters whose values
-repeat are computed once for each value. `_sparse` serves spaces with continuous parameters: it
-has their distances from one product of matrices, and leaves out kernels that are so far from a
-candidate that the prior alone outweighs them beyond all rounding. That is most kernels of a large
-study, where each is a hundredth of its parameter's range wide.
+There are two ways. `_dense` computes every kernel at every candidate; it computes repeated values
+of discrete parameters once. `_sparse` is for many kernels with continuous parameters: it computes
+their distances by one product of matrices, and leaves out kernels so far from a candidate that the
+prior alone outweighs them beyond all rounding. That is most kernels of a large study, where each
+is a hundredth of its parameter's range wide.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import special
@@ -19,6 +20,8 @@ from service.sampling.arrays import Floats, Indices
 from service.sampling.kernels import CategoricalKernels, Kernels, NormalKernels
 from service.sampling.truncated_normal import LOG_NORM, ROOT
 
+FEW = 60
+"""Up to so many kernels, the dense way is the faster one."""
 BLOCK = 512
 """Kernels of one matrix product: they and their candidates stay in a core's cache."""
 NEGLIGIBLE = 40.0
@@ -52,10 +55,16 @@ def log_density(kernels: Sequence[Kernels], weights: Floats, x: Floats) -> Float
         (candidates,); None where the result may differ from Optuna's by more than rounding.
     """
     columns = [*zip(kernels, x.T, strict=True)]
-    if not all(_is_accurate(k, values) for k, values in columns):
+    ends = zip(kernels, x.min(axis=0).tolist(), x.max(axis=0).tolist(), strict=True)
+    if not all(_is_accurate(k, least, greatest) for k, least, greatest in ends):
         return None
     with np.errstate(divide="ignore"):  # weights may be 0
-        if any(map(_is_continuous, kernels)) and all(map(_may_be_sparse, kernels)):
+        if len(weights) <= FEW:
+            return _dense(columns, np.log(weights))
+        if not any(map(_is_continuous, kernels)):
+            distinct, candidate = np.unique(x, axis=0, return_inverse=True)
+            return _dense([*zip(kernels, distinct.T, strict=True)], np.log(weights))[candidate]
+        if all(map(_may_be_sparse, kernels)):
             return _sparse(columns, np.log(weights))
         return _dense(columns, np.log(weights))
 
@@ -69,29 +78,29 @@ def _may_be_sparse(k: Kernels) -> bool:
     if isinstance(k, CategoricalKernels):
         return True
     low, high = k.bounds
-    if not (low <= k.mu.min() and k.mu.max() <= high):
+    if not k.outside <= 0:
         return False
-    if k.step:
-        return True
-    return SQUARED[0] < high - low < min(SQUARED[1], EXPANDED * float(k.sigma.min()))
+    return k.step > 0 or SQUARED[0] < high - low < min(SQUARED[1], EXPANDED * k.narrowest)
 
 
-def _is_accurate(k: Kernels, values: Floats) -> bool:
-    """Whether Optuna's arithmetic and ours agree, but for rounding, at a parameter's values."""
+def _is_accurate(k: Kernels, least: float, greatest: float) -> bool:
+    """Whether Optuna's arithmetic and ours agree, but for rounding, between two values."""
     if isinstance(k, CategoricalKernels):
         return True
     low, high = k.bounds
     narrow = NARROW * (high - low)
     if not narrow * 1e16 > max(abs(low), abs(high)):
         return False
-    outside = max(low - k.mu.min(), k.mu.max() - high)
-    if not outside <= OUTSIDE * k.sigma.min():
+    if not k.outside <= OUTSIDE * k.narrowest:
         return False
     if k.step:
         return _narrowest_cell(k) > narrow
     # At a bound, rounding may put a candidate outside.
-    scaled = k.scaled(values)
-    return bool(low + narrow * 1e-2 < scaled.min() and scaled.max() < high - narrow * 1e-2)
+    if k.is_log:
+        if not least > 0:
+            return False
+        least, greatest = math.log(least), math.log(greatest)
+    return low + narrow * 1e-2 < least and greatest < high - narrow * 1e-2
 
 
 def _narrowest_cell(k: NormalKernels) -> float:
@@ -119,13 +128,20 @@ def _dense(columns: list[tuple[Kernels, Floats]], log_weights: Floats) -> Floats
 
 def _discrete_table(k: NormalKernels, values: Floats) -> Floats:
     """Logarithm of each kernel's mass at each value, (values, kernels)."""
+    if len(k.mu) <= FEW:
+        return _log_mass_at(k, values)
     cells, cell = np.unique(values, return_inverse=True)
-    distinct, kernel = np.unique(k.mu + 1j * k.sigma, return_inverse=True)
-    alike = NormalKernels(distinct.real, distinct.imag, k.low, k.high, k.step, k.is_log)
-    left, right = (k.scaled(cells + side)[:, None] for side in (-k.step / 2, k.step / 2))
-    mass = log_mass((left - alike.mu) / alike.sigma, (right - alike.mu) / alike.sigma)
-    table: Floats = (mass - _log_mass_inside(alike))[np.ix_(cell, kernel)]
+    pairs, kernel = np.unique(k.mu + 1j * k.sigma, return_inverse=True)
+    distinct = replace(k, mu=pairs.real, sigma=pairs.imag)
+    table: Floats = _log_mass_at(distinct, cells)[np.ix_(cell, kernel)]
     return table
+
+
+def _log_mass_at(k: NormalKernels, values: Floats) -> Floats:
+    left, right = (k.scaled(values + side)[:, None] for side in (-k.step / 2, k.step / 2))
+    mass = log_mass((left - k.mu) / k.sigma, (right - k.mu) / k.sigma)
+    inside: Floats = mass - _log_mass_inside(k)
+    return inside
 
 
 def _log_mass_inside(k: NormalKernels) -> Floats:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from optuna.distributions import (
@@ -39,6 +40,8 @@ class NormalKernels:
         high: The parameter's greatest value.
         step: The distance of two neighbouring values; 0.0 if the parameter is continuous.
         is_log: Whether the kernels are those of the parameter's logarithm.
+        narrowest: No standard deviation is less.
+        outside: How far a mean lies outside the bounds at most; 0.0 or less if none does.
     """
 
     mu: Floats
@@ -47,8 +50,10 @@ class NormalKernels:
     high: float
     step: float
     is_log: bool
+    narrowest: float
+    outside: float
 
-    @property
+    @cached_property
     def bounds(self) -> tuple[float, float]:
         """Where the kernels end: half a step outside the range, in the unit of ``mu``."""
         low, high = self.low - self.step / 2, self.high + self.step / 2
@@ -128,27 +133,35 @@ def _normal(
     if distribution.log:
         # `math.log` may differ from `numpy.log` in the last bit.
         observations, low, high = np.log(observations), np.log(low), np.log(high)
-    sigma = _bandwidths(observations, low, high, options)
+    widest = high - low
+    magic = options.consider_magic_clip
+    narrowest = widest / min(100.0, 2.0 + len(observations)) if magic else NARROWEST
+    order = np.argsort(observations)
+    points = np.concatenate([[low], observations[order], [high]])
+    sigma = np.empty(len(observations))
+    sigma[order] = np.clip(_widths(points, options.consider_endpoints), narrowest, widest)
     return NormalKernels(
         mu=np.append(observations, [0.5 * (low + high)]),
-        sigma=np.append(sigma, [high - low]),
+        sigma=np.append(sigma, [widest]),
         low=float(distribution.low),
         high=float(distribution.high),
         step=float(step),
         is_log=distribution.log,
+        narrowest=float(min(narrowest, widest)),
+        outside=float(max(low - points[1], points[-2] - high)),
     )
 
 
-def _bandwidths(mu: Floats, low: float, high: float, options: ParzenEstimatorParameters) -> Floats:
-    """Standard deviations: the distance to the farther of a kernel's two neighbours."""
-    order = np.argsort(mu)
-    gaps = np.diff(np.concatenate([[low], mu[order], [high]]))
+def _widths(points: Floats, consider_endpoints: bool) -> Floats:
+    """The distance of each point to the farther of its two neighbours.
+
+    Args:
+        points: The lower bound, the observations in ascending order and the upper bound.
+        consider_endpoints: Whether the bounds are neighbours of the outermost observations, if
+            there are two at least.
+    """
+    gaps = np.diff(points)
     widths = np.maximum(gaps[:-1], gaps[1:])
-    if not options.consider_endpoints and len(mu) >= 2:
+    if not consider_endpoints and len(widths) >= 2:
         widths[0], widths[-1] = gaps[1], gaps[-2]
-    sigma = np.empty_like(widths)
-    sigma[order] = widths
-    widest = high - low
-    magic_clip = options.consider_magic_clip
-    narrowest = widest / min(100.0, 2.0 + len(mu)) if magic_clip else NARROWEST
-    return np.clip(sigma, narrowest, widest)
+    return widths

@@ -61,7 +61,10 @@ def quantile(q: Floats, a: Floats, b: Floats) -> Floats:
         right = ~left
         above = np.logaddexp(log_cdf(-b[right]), np.log1p(-q[right]) + mass[right])
         found[right] = -inverse_log_cdf(above)
-    return np.select([a == b, q == 1, q == 0], [math.nan, b, a], found)
+    np.copyto(found, a, where=q == 0)
+    np.copyto(found, b, where=q == 1)
+    np.copyto(found, math.nan, where=a == b)
+    return found
 
 
 def log_mass(a: Floats, b: Floats) -> Floats:
@@ -69,8 +72,10 @@ def log_mass(a: Floats, b: Floats) -> Floats:
     mass = np.empty_like(a)
     left, right = b <= 0, a > 0
     across = ~(left | right)
-    mass[left] = _log_difference(log_cdf(b[left]), log_cdf(a[left]))
-    mass[right] = _log_difference(log_cdf(-a[right]), log_cdf(-b[right]))
+    if left.any():
+        mass[left] = _log_difference(log_cdf(b[left]), log_cdf(a[left]))
+    if right.any():
+        mass[right] = _log_difference(log_cdf(-a[right]), log_cdf(-b[right]))
     mass[across] = np.log1p(-_cdf(a[across]) - _cdf(-b[across]))
     return mass
 
@@ -144,7 +149,7 @@ def inverse_log_cdf(y: Floats) -> Floats:
     mirrored = y > -1e-2
     target = y.copy()
     target[mirrored] = np.log(-np.expm1(y[mirrored]))
-    x = np.empty_like(y)
+    x = np.full_like(y, math.nan)
     tail, middle = target < -5, target >= -5
     x[tail] = -np.sqrt(-2.0 * (target[tail] + LOG_NORM))
     x[middle] = -LOGISTIC * np.log(np.expm1(-target[middle]))

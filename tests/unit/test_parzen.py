@@ -140,6 +140,23 @@ def cases(first: int, last: int) -> Iterator[Case]:
         yield Case(seed)
 
 
+def optunas_sample(
+    estimator: optuna_private.ParzenEstimator, generator: np.random.RandomState, count: int
+) -> dict[str, Floats]:
+    """Optuna's candidates.
+
+    Where a kernel has no width, Optuna's Newton iteration starts from uninitialised memory, which
+    may overflow by chance; its result is NaN in any case.
+    """
+    state = generator.get_state()
+    for _ in range(20):
+        try:
+            return estimator.sample(generator, count)
+        except OverflowError:
+            generator.set_state(state)
+    pytest.skip("Optuna's own candidates overflow")
+
+
 def table(named: dict[str, Floats]) -> Floats:
     return np.array([*named.values()]).T
 
@@ -152,7 +169,7 @@ def test_candidates_and_the_choice_among_them_are_optunas(first: int) -> None:
         good, bad = case.estimators()
         their_good, their_bad = case.optunas()
         candidates = good.draw(generators[0], case.count)
-        theirs = their_good.sample(generators[1], case.count)
+        theirs = optunas_sample(their_good, generators[1], case.count)
         np.testing.assert_array_equal(candidates, table(theirs), str(case))
         assert generators[0].rand() == generators[1].rand(), case
         expected = np.argmax(their_good.log_pdf(theirs) - their_bad.log_pdf(theirs))
