@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test lint types tests chaos compose-test bench-training bench-storage lock clean
+.PHONY: help install run test lint types tests chaos compose-test bench-training bench-storage bench-plans lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -62,3 +62,6 @@ bench-training: $(INSTALLED) ## plain fit and our trainer, side by side; ARGS="-
 
 bench-storage: $(INSTALLED) ## StudyStorage beside Optuna's RDBStorage; ARGS="--short"
 	$(BIN)/python benchmarks/storage.py $(ARGS)
+
+bench-plans: $(INSTALLED) ## what the connection's planner settings are good for; ARGS="--sizes 1000"
+	$(BIN)/python benchmarks/plans.py $(ARGS)
