@@ -40,8 +40,8 @@ def texts() -> dict[str, str]:
 
 
 @functools.cache
-def digest() -> str:
-    """SHA-256 of all functions: two installations with the same digest have the same functions."""
+def functions_hash() -> str:
+    """SHA-256 of all functions: two installations with the same hash have the same functions."""
     content = "".join(f"{name}\0{text}\0" for name, text in sorted(texts().items()))
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -59,4 +59,4 @@ def install(connection: Connection) -> None:
     for name, signature in connection.execute(INSTALLED).all():
         if name not in texts():
             connection.exec_driver_sql(f"DROP FUNCTION {signature}")
-    connection.execute(RECORD, {"functions": digest()})
+    connection.execute(RECORD, {"functions": functions_hash()})

@@ -78,7 +78,7 @@ class Revisions:
 def head() -> Revisions:
     """What this installation needs."""
     revision = _revisions("migrations")[-1]
-    version = Version(revision, functions.digest())
+    version = Version(revision, functions.functions_hash())
     return Revisions(revision, _revisions("optuna")[-1], (version,))
 
 

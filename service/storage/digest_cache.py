@@ -29,7 +29,7 @@ class DigestCache:
         running: The running trials that have parameters, by id.
         finished: The finished trials in the order in which they were read; only ever appended.
         best: The best COMPLETE trial of a study with one objective, the earliest of equals.
-        is_fresh: Whether a report has brought news that no reader has asked for yet.
+        is_fresh: Whether the answer to a report has updated this cache since the last read.
     """
 
     def __init__(self, directions: list[StudyDirection]) -> None:

@@ -16,17 +16,17 @@ from service.storage.writes import Batch
 
 @dataclass
 class LeasedTrial:
-    """A leased trial in this process's memory, with what the database does not have yet.
+    """A leased trial in this process's memory, with its unwritten changes.
 
     Attributes:
         lease: The right to write to the trial.
         trial: The trial with everything that was set so far.
-        pending: Suggested parameters that no statement has carried yet.
+        pending: Suggested parameters that are not written yet.
         notes: A sampler's system attributes, which wait with the parameters.
         cause: Why the trial ends as it does; written with its state.
         detail: The traceback or message that belongs to the cause.
         is_stale: Whether another worker is known to have the trial now.
-        was_returned: Whether a caller has got the trial with parameters not written yet.
+        was_returned: Whether Optuna has got the trial while it had unwritten parameters.
     """
 
     lease: Lease

@@ -38,7 +38,7 @@ SELECT json_agg(l.worker)::text
  WHERE l.worker = ANY (%(workers)s)
    AND least(s.deadline, a.started_at + %(limit)s * interval '1 second')
        < clock_timestamp() - %(patience)s * interval '1 second'"""
-DONE = """-- How many of these workers have ended a trial.
+DONE = """-- How many of these workers have ended a trial without a cause.
 SELECT count(DISTINCT worker) FROM service.attempts
  WHERE worker = ANY (%(workers)s) AND ended_at IS NOT NULL AND cause IS NULL"""
 FAIL = "SELECT service.fail_worker(%(worker)s, %(cause)s, %(detail)s)"
@@ -161,7 +161,7 @@ def fail(engine: Engine, worker: str, cause: str, detail: str) -> None:
 
 
 def done(engine: Engine, workers: list[str]) -> int:
-    """How many of the workers have ended a trial."""
+    """How many of the workers have ended a trial without a cause (complete or pruned)."""
     return int(SharedConnection.of(engine).query(DONE, {"workers": workers}))
 
 

@@ -16,19 +16,18 @@ transaction in between wrote what this read did see) but never misses one. Commi
 and overtake each other: an id or a clock would miss those, the number of a transaction does not.
 Transactions that only read do not hold the horizon back.
 
-*Deleted rows.* A deleted row leaves nothing to see. Only ``service.delete_reports`` and the claim
-of an interrupted trial delete anything of a trial. Both rewrite the trial's own row, which is
-seen.
+*Deleted rows.* A deleted row leaves nothing to see. Only ``service.delete_reports`` deletes rows
+of a trial. It also rewrites the trial's own row, so that readers read the trial again.
 
 If anything of a trial is new, the whole trial is read again. A finished trial cannot change and is
 read once. Rows that belong to WAITING trials are not looked at: by Optuna's contract nobody writes
 them. The same statement reads a study for the first time, in portions.
 
 Optuna's own readers get whole trials (`service.storage.trial_cache`). Our samplers and pruners
-read digests (`service.storage.digest_cache`). The database makes a digest once, in the transaction
-that makes it necessary. Pruners read digests of finished trials; TPE also reads the parameters of
-running ones. With a hundred workers, no worker can afford to read every report of the others, or
-to assemble their trials from the rows of five tables.
+read digests (`service.storage.digest_cache`). The transaction that writes a trial also stores its
+digest. Pruners read digests of finished trials; TPE also reads the parameters of running ones.
+With a hundred workers, no worker can afford to read every report of the others, or to assemble
+their trials from the rows of five tables.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ class Progress:
     Attributes:
         state: ``new``, ``running``, ``stopped`` or ``finished``.
         n_trials: The budget; None where only the wall-clock limits the study.
-        running: Trials that a worker holds; ``interrupted`` ones wait for one.
+        running: RUNNING trials that are not interrupted, leased or not.
+        interrupted: RUNNING trials whose lease has expired or was released.
         workers: Worker processes that were heard of lately.
         eta_seconds: Expected time to the end at the present pace, or None.
         remaining: Trials of the budget that nobody has begun; None without such a budget.

@@ -266,7 +266,7 @@ def test_changed_functions_are_installed_and_obsolete_ones_dropped(
     newer = {name: text for name, text in functions.texts().items() if name != "forget"}
     with monkeypatch.context() as patch:
         patch.setattr(functions, "texts", lambda: newer | {"added": added})
-        patch.setattr(functions, "digest", lambda: "newer")
+        patch.setattr(functions, "functions_hash", lambda: "newer")
         with pytest.raises(SchemaOutOfDate, match=r"is out of date .*run `studyhall db upgrade`"):
             schema.check(engine)
         schema.upgrade(database_url)
@@ -279,7 +279,7 @@ def test_changed_functions_are_installed_and_obsolete_ones_dropped(
 def upgrade_to(version: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Upgrade as an installation would whose functions differ from ours."""
     with monkeypatch.context() as patch:
-        patch.setattr(functions, "digest", lambda: version)
+        patch.setattr(functions, "functions_hash", lambda: version)
         schema.upgrade(url)
 
 

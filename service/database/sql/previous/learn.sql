@@ -1,4 +1,4 @@
--- Now read_digests.
+-- The previous name of read_digests; to be deleted one release later.
 CREATE OR REPLACE FUNCTION service.learn(
   p_study int, p_after int, p_known int[], p_since bigint, p_running boolean, p_shapes bigint[],
   p_limit int)

@@ -1,4 +1,4 @@
--- Now read_trials.
+-- The previous name of read_trials; to be deleted one release later.
 CREATE OR REPLACE FUNCTION service.news(
   p_study int, p_after int, p_known int[], p_since bigint, p_depth text, p_limit int)
 RETURNS json LANGUAGE sql STABLE AS $$

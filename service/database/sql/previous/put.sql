@@ -1,4 +1,4 @@
--- Now write_rows.
+-- The previous name of write_rows; to be deleted one release later.
 CREATE OR REPLACE FUNCTION service.put(
   p_trial int,
   p_names text[], p_params float8[], p_distributions text[],

@@ -1,4 +1,4 @@
--- Now end_trial.
+-- The previous name of end_trial; to be deleted one release later.
 CREATE OR REPLACE FUNCTION service.settle(
   p_trial int, p_state text, p_values float8[], p_value_kinds text[])
 RETURNS float8 LANGUAGE sql AS $$

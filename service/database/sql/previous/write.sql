@@ -1,4 +1,4 @@
--- Now write_trial.
+-- The previous name of write_trial; to be deleted one release later.
 CREATE OR REPLACE FUNCTION service.write(
   p_trial int, p_token bigint,
   p_names text[] DEFAULT NULL, p_params float8[] DEFAULT NULL,
