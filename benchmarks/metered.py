@@ -1,4 +1,4 @@
-"""MeteredWorker: a worker of the service; pages and CPU time that its calls cost the server."""
+"""MeteredWorker: a worker that measures the server's pages and CPU time of its calls."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class MeteredWorker:
         options: Server settings of the connection, as libpq takes them.
 
     Attributes:
-        measured: What the next calls note: "pages", "cpu", or nothing.
-        cost: By that and by the name of the function: the costs of its calls.
+        measured: What is measured of the next calls: "pages", "cpu", or "" for nothing.
+        cost: The costs of the calls: ``cost["cpu"]["claim"]`` is a list, in seconds.
     """
 
     def __init__(self, url: str, study: str, *, discard: bool, options: str) -> None:
@@ -39,39 +39,40 @@ class MeteredWorker:
         self.engine = database.create_engine(normalize_url(url).update_query_dict(query))
         self.storage, self.discard = StudyStorage(self.engine), discard
         self.connection = SharedConnection.of(self.engine)
-        self.send, self.connection._send = self.connection._send, self.metered  # type: ignore[method-assign]
-        # What clock_getcpuclockid(3) makes of a process id.
+        self.original_send = self.connection._send
+        self.connection._send = self.measure_and_send  # type: ignore[method-assign]
+        # The id of that process's CPU clock, as clock_getcpuclockid(3) computes it.
         self.clock = (~self.connection.query("SELECT pg_backend_pid()") << 3) | 2
         self.measured = ""
         self.cost: dict[str, dict[str, list[float]]] = {}
         self.clear()
-        how = {"sampler": optuna.samplers.RandomSampler(), "pruner": MedianPruner()}
-        self.study = optuna.load_study(study_name=study, storage=self.storage, **how)
+        strategies = {"sampler": optuna.samplers.RandomSampler(), "pruner": MedianPruner()}
+        self.study = optuna.load_study(study_name=study, storage=self.storage, **strategies)
 
     def clear(self) -> None:
         self.cost = {"pages": {}, "cpu": {}}
 
-    def metered(self, connection: Any, sql: str, values: Any = None) -> Any:
-        """As SharedConnection._send; notes the cost of the function that is called."""
+    def measure_and_send(self, connection: Any, sql: str, values: Any = None) -> Any:
+        """Do what SharedConnection._send does; add the cost of a called SQL function to `cost`."""
         self.connection._sent = self.connection._sent if self.discard else 0
         found = CALL.search(sql)
         if found is None or not self.measured:
-            return self.send(connection, sql, values)
-        call, name = found.groups()
+            return self.original_send(connection, sql, values)
+        function_call, name = found.groups()
         costs = self.cost[self.measured].setdefault(name, [])
         if self.measured == "cpu":
-            began = time.clock_gettime(self.clock)
-            answer = self.send(connection, sql, values)
-            costs.append(time.clock_gettime(self.clock) - began)
+            start = time.clock_gettime(self.clock)
+            answer = self.original_send(connection, sql, values)
+            costs.append(time.clock_gettime(self.clock) - start)
             return answer
-        keep = f"SELECT set_config('plans.answer', {call}::text, false)"
-        explain = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {keep}"
-        plan = self.send(connection, explain, values)[0]["Plan"]
+        store_answer = f"SELECT set_config('plans.answer', {function_call}::text, false)"
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {store_answer}"
+        plan = self.original_send(connection, explain, values)[0]["Plan"]
         costs.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
-        return self.send(connection, "SELECT current_setting('plans.answer')") or None
+        return self.original_send(connection, "SELECT current_setting('plans.answer')") or None
 
     def trial(self) -> None:
-        """A leased trial of ten reports, then one as plain Optuna writes it."""
+        """Run a leased trial of ten reports, then a plain Optuna trial of one report."""
         study_id = self.study._study_id
         lease = leases.claim(self.engine, study_id, "worker", 60.0)
         assert lease is not None
@@ -82,21 +83,21 @@ class MeteredWorker:
         state, value, _ = run_trial(trial, 0.0, prune=False)
         self.study.tell(trial, value, state)
         self.storage.drop(lease)
-        plain = self.study.ask()
-        plain.report(plain.suggest_float("rate", 1e-5, 1e-1, log=True), 0)
-        self.study.tell(plain, 1.0)
+        unleased = self.study.ask()
+        unleased.report(unleased.suggest_float("rate", 1e-5, 1e-1, log=True), 0)
+        self.study.tell(unleased, 1.0)
 
     def total(self, kind: str) -> float:
-        """The cost of all calls, each at the median of its function's."""
+        """The sum over functions: the median cost of a call times the number of calls."""
         return sum(median(calls) * len(calls) for calls in self.cost[kind].values())
 
-    def beside(self, first: MeteredWorker) -> str:
-        """Ratios to another worker's pages and CPU time, and the function that stands out."""
+    def ratios_to(self, first: MeteredWorker) -> str:
+        """Ratios to another worker's pages and CPU time, and the function that rises most."""
         total = " / ".join(f"{self.total(kind) / first.total(kind):.2f}" for kind in self.cost)
         ratios = [
             (median(calls) / median(first.cost[kind][name]), name)
             for kind, functions in self.cost.items()
             for name, calls in functions.items()
         ]
-        most, name = max(ratios)
-        return f"{total} ({name} {most:.0f}x)" if most > 2.5 else total
+        highest, name = max(ratios)
+        return f"{total} ({name} {highest:.0f}x)" if highest > 2.5 else total

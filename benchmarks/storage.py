@@ -4,10 +4,10 @@
     python benchmarks/storage.py --short                  the same in small, about 2 minutes
     python benchmarks/storage.py --only fleet --seconds 60
 
-Stock Optuna runs with its own sampler and pruner (TPESampler, MedianPruner), ours with the
-service's classes of the same names, which make the same choices. The server is an embedded one
-with PostgreSQL's default settings: ``fsync`` and ``synchronous_commit`` on, ``max_connections``
-100. Names of parts: trial, join, fleet, progress, import.
+Stock Optuna runs with its own TPESampler and MedianPruner, our storage with the service's classes
+of the same names, which make the same choices. The server is an embedded one with PostgreSQL's
+default settings: ``fsync`` and ``synchronous_commit`` on, ``max_connections`` 100. The parts are
+named trial, join, fleet, progress, import.
 """
 
 from __future__ import annotations
@@ -85,12 +85,17 @@ class Row:
 def run_trial(
     trial: optuna.Trial, epoch_seconds: float, prune: bool
 ) -> tuple[TrialState, float | None, int]:
-    """Eight parameters, ten reported epochs that take no time or sleep; fewer if pruned.
+    """Suggest eight parameters and report ten epochs, or fewer if the trial is pruned.
+
+    Args:
+        trial: The trial.
+        epoch_seconds: How long an epoch sleeps.
+        prune: Whether the trial ends when the pruner says so.
 
     Returns:
-        How the trial ended, its value, its epochs.
+        The trial's final state, its value, its number of epochs.
     """
-    values = [trial._suggest(name, of) for name, of in SPACE.items()]
+    values = [trial._suggest(name, distribution) for name, distribution in SPACE.items()]
     level = abs(float(values[2]) - 0.3) + abs(float(values[3]) - 0.5)
     noise = random.Random(trial.number)
     for epoch in range(EPOCHS):
@@ -102,8 +107,8 @@ def run_trial(
     return TrialState.COMPLETE, level, EPOCHS
 
 
-class Stock:
-    """Optuna as it comes."""
+class StockWorker:
+    """A plain Optuna study on RDBStorage."""
 
     name = "stock"
 
@@ -117,7 +122,7 @@ class Stock:
         return epochs
 
 
-class Ours:
+class LeasedWorker:
     """A worker of the service, with leases."""
 
     name = "ours"
@@ -143,7 +148,7 @@ class Ours:
         return epochs
 
 
-class Plain:
+class PlainWorker:
     """A plain Optuna study on our storage, without leases."""
 
     name = "plain"
@@ -156,10 +161,14 @@ class Plain:
             pruner=pruners.MedianPruner(),
         )
 
-    trial = Stock.trial
+    trial = StockWorker.trial
 
 
-SIDES: dict[str, Callable[[str], Any]] = {"stock": Stock, "ours": Ours, "plain": Plain}
+WORKERS: dict[str, Callable[[str], Any]] = {
+    "stock": StockWorker,
+    "ours": LeasedWorker,
+    "plain": PlainWorker,
+}
 
 
 # Databases
@@ -188,23 +197,33 @@ def past_trial(chance: random.Random) -> FrozenTrial:
     return create_trial(
         state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
         value=chance.random(),
-        params={name: drawn(chance, of) for name, of in SPACE.items()},
+        params={name: random_value(chance, each) for name, each in SPACE.items()},
         distributions=SPACE,
         intermediate_values={epoch: chance.random() for epoch in range(epochs)},
     )
 
 
-def drawn(chance: random.Random, of: BaseDistribution) -> Any:
-    if isinstance(of, CategoricalDistribution):
-        return chance.choice(of.choices)
-    if isinstance(of, IntDistribution):
-        return chance.randint(of.low, of.high)
-    assert isinstance(of, FloatDistribution)
-    return chance.uniform(of.low, of.high)
+def random_value(chance: random.Random, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return chance.choice(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return chance.randint(distribution.low, distribution.high)
+    assert isinstance(distribution, FloatDistribution)
+    return chance.uniform(distribution.low, distribution.high)
 
 
-def make(server_url: str, name: str, trials: int, stock: bool) -> str:
-    """A database with a study of so many finished trials; a stock one has nothing of ours."""
+def create_database(server_url: str, name: str, trials: int, stock: bool) -> str:
+    """Create a database that has a study with finished trials.
+
+    Args:
+        server_url: The server.
+        name: The database's name.
+        trials: How many finished trials the study has.
+        stock: Whether the database has Optuna's tables and indexes only.
+
+    Returns:
+        The database's URL.
+    """
     execute(server_url, f'CREATE DATABASE "{name}"')
     url = normalize_url(server_url).set(database=name)
     text = url.render_as_string(hide_password=False)
@@ -227,7 +246,7 @@ def make(server_url: str, name: str, trials: int, stock: bool) -> str:
 
 
 def execute(url: str, statement: str) -> None:
-    """One statement outside of any transaction."""
+    """Execute a statement outside of any transaction."""
     parsed = normalize_url(url)
     connection = psycopg2.connect(
         parsed.set(drivername="postgresql").render_as_string(hide_password=False)
@@ -241,22 +260,23 @@ def execute(url: str, statement: str) -> None:
 # Measurements
 
 
-def seconds(action: Callable[[], object]) -> float:
+def timed(action: Callable[[], object]) -> float:
+    """How many seconds the action takes."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
 def bench_trial(url: str, size: int, repeats: int) -> list[Row]:
-    """Storage and sampling of a trial with no work in it; the median."""
+    """The median time of a trial whose epochs take no time: storage and sampling."""
     cost = {}
     for name in ("stock", "ours", "plain"):
-        target = make(url, f"trial_{name}_{size}", size, stock=name == "stock")
-        side = SIDES[name](target)
-        side.trial()
+        target = create_database(url, f"trial_{name}_{size}", size, stock=name == "stock")
+        runner = WORKERS[name](target)
+        runner.trial()
         count = repeats if name == "stock" else repeats * 4
-        cost[name] = median(seconds(side.trial) for _ in range(count)) * 1e3
-    wanted = "5x" if size <= 1000 else "8x"
+        cost[name] = median(timed(runner.trial) for _ in range(count)) * 1e3
+    target_ratio = "5x" if size <= 1000 else "8x"
     what = f"storage and sampling a trial, {size:,} trials in the study"
     return [
         Row(
@@ -264,48 +284,48 @@ def bench_trial(url: str, size: int, repeats: int) -> list[Row]:
             f"{cost['stock']:.0f} ms",
             f"{cost[name]:.1f} ms",
             cost["stock"] / cost[name],
-            target_ratio,
+            wanted,
         )
-        for label, name, target_ratio in (
-            (what, "ours", wanted),
+        for label, name, wanted in (
+            (what, "ours", target_ratio),
             (f"{what}, plain Optuna on our storage", "plain", ""),
         )
     ]
 
 
 def bench_join(url: str, size: int) -> list[Row]:
-    """Open the study in a new process, load it and suggest a first trial."""
+    """The time in which a new process opens and loads the study and suggests its first trial."""
     cost = {}
     for name in ("stock", "ours"):
-        target = make(url, f"join_{name}", size, stock=name == "stock")
-        cost[name] = min(float(worker("join", name, target)) for _ in range(2))
+        target = create_database(url, f"join_{name}", size, stock=name == "stock")
+        cost[name] = min(float(run_worker_process("join", name, target)) for _ in range(2))
     ratio = cost["stock"] / cost["ours"]
     what = f"joining a study of {size:,} trials (load, first ask)"
     return [Row(what, f"{cost['stock']:.2f} s", f"{cost['ours']:.2f} s", ratio, "10x")]
 
 
-def join(name: str, url: str) -> float:
-    """What a joining worker does, timed; Optuna's modules are loaded before."""
+def time_join(name: str, url: str) -> float:
+    """Seconds in which a worker loads the study and suggests a trial, after all imports."""
     optuna.samplers.TPESampler(), tpe.TPESampler()
 
-    def first() -> None:
-        side = SIDES[name](url)
+    def load_and_suggest() -> None:
+        runner = WORKERS[name](url)
         if name == "ours":
-            lease = leases.claim(side.engine, side.study._study_id, "w", 60.0)
-            side.storage.hold(lease)
-            side.study.sampler = tpe.TPESampler()
-            trial = optuna.Trial(side.study, lease.trial_id)
+            lease = leases.claim(runner.engine, runner.study._study_id, "w", 60.0)
+            runner.storage.hold(lease)
+            runner.study.sampler = tpe.TPESampler()
+            trial = optuna.Trial(runner.study, lease.trial_id)
         else:
-            trial = side.study.ask()
-        for parameter, of in SPACE.items():
-            trial._suggest(parameter, of)
+            trial = runner.study.ask()
+        for parameter, distribution in SPACE.items():
+            trial._suggest(parameter, distribution)
 
-    return seconds(first)
+    return timed(load_and_suggest)
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What a fleet does in a second, and how many of its workers died."""
+class Throughput:
+    """Trials and epochs that a fleet finishes in a second, and how many of its workers died."""
 
     trials: float
     epochs: float
@@ -318,7 +338,13 @@ class Pace:
 
 @dataclass(frozen=True)
 class Fleet:
-    """So many workers on a new study; ``prune``: whether they heed the pruner's verdicts."""
+    """Workers on a new study.
+
+    Attributes:
+        workers: How many.
+        epoch: Seconds of an epoch.
+        prune: Whether trials end when the pruner says so.
+    """
 
     workers: int
     epoch: float
@@ -329,14 +355,14 @@ class Fleet:
         return f"{self.workers} workers, {work}" + ("" if self.prune else ", nothing pruned")
 
 
-def bench_fleet(url: str, fleet: Fleet, length: float, stock: bool) -> Pace:
-    """A fleet with stock Optuna or with ours."""
+def bench_fleet(url: str, fleet: Fleet, duration: float, stock: bool) -> Throughput:
+    """Run a fleet with stock Optuna or with our service."""
     name = "stock" if stock else "ours"
-    target = make(url, f"fleet_{name}_{fleet}", 0, stock)
+    target = create_database(url, f"fleet_{name}_{fleet}", 0, stock)
     command = [sys.executable, __file__, "--worker", "fleet", name, target]
     processes = [
         subprocess.Popen(
-            [*command, str(fleet.epoch), str(length), str(int(fleet.prune))],
+            [*command, str(fleet.epoch), str(duration), str(int(fleet.prune))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -351,12 +377,12 @@ def bench_fleet(url: str, fleet: Fleet, length: float, stock: bool) -> Pace:
         if process.poll() is None and process.stdin:
             process.stdin.write("go\n")
             process.stdin.flush()
-    counts = [report(process) for process in processes]
-    trials, epochs = (sum(count[i] for count in counts if count) / length for i in (0, 1))
-    return Pace(trials, epochs, counts.count(None))
+    counts = [finished_counts(process) for process in processes]
+    trials, epochs = (sum(count[i] for count in counts if count) / duration for i in (0, 1))
+    return Throughput(trials, epochs, counts.count(None))
 
 
-def report(process: subprocess.Popen[str]) -> tuple[int, int] | None:
+def finished_counts(process: subprocess.Popen[str]) -> tuple[int, int] | None:
     """How many trials and epochs a worker has finished; None if it died."""
     out, err = process.communicate()
     if process.returncode != 0:
@@ -367,26 +393,26 @@ def report(process: subprocess.Popen[str]) -> tuple[int, int] | None:
     return int(trials), int(epochs)
 
 
-def fleet(name: str, url: str, epoch: float, length: float, prune: float) -> str:
-    """One worker of a fleet: trials and epochs finished within the time."""
-    side = SIDES[name](url)
+def run_fleet_worker(name: str, url: str, epoch: float, duration: float, prune: float) -> str:
+    """Run one worker of a fleet: the number of trials and epochs that it finishes in time."""
+    runner = WORKERS[name](url)
     print("ready", flush=True)
     sys.stdin.readline()
-    deadline, trials, epochs = time.monotonic() + length, 0, 0
+    deadline, trials, epochs = time.monotonic() + duration, 0, 0
     while time.monotonic() < deadline:
-        more = side.trial(epoch, prune=bool(prune))
+        more = runner.trial(epoch, prune=bool(prune))
         if time.monotonic() < deadline:
             trials, epochs = trials + 1, epochs + more
     return f"{trials} {epochs}"
 
 
-def bench_fleets(url: str, length: float, fleets: list[Fleet]) -> list[Row]:
-    """Every fleet, side by side."""
+def bench_fleets(url: str, duration: float, fleets: list[Fleet]) -> list[Row]:
+    """Run every fleet with our service, then with stock Optuna."""
     rows = []
     wanted = {16: "8x", 32: "10x", 64: "no less than 32 workers"}
     for each in fleets:
-        ours = bench_fleet(url, each, length, stock=False)
-        stock = bench_fleet(url, each, length, stock=True)
+        ours = bench_fleet(url, each, duration, stock=False)
+        stock = bench_fleet(url, each, duration, stock=True)
         ratio = ours.trials / stock.trials if stock.trials else None
         rows.append(Row(str(each), str(stock), str(ours), ratio, wanted.get(each.workers, "")))
         print(rows[-1], flush=True)
@@ -394,50 +420,64 @@ def bench_fleets(url: str, length: float, fleets: list[Fleet]) -> list[Row]:
 
 
 def bench_progress(url: str, size: int, stock_size: int) -> list[Row]:
-    """How far a study is: one statement here, all trials there."""
-    target = make(url, "progress_ours", size, stock=False)
+    """The progress of a study: one statement; stock Optuna reads all trials."""
+    target = create_database(url, "progress_ours", size, stock=False)
     study = Hall(Settings(database_url=target)).study(NAME)
 
-    def stock() -> None:
-        theirs.study.get_trials(deepcopy=False)
-
-    theirs = Stock(make(url, "progress_stock", stock_size, stock=True))
-    mine = min(seconds(study.progress) for _ in range(5)) * 1e3
-    reading = seconds(stock) * size / stock_size
-    label = f"{reading:.0f} s" + ("" if size == stock_size else f" (from {stock_size:,})")
-    ratio = reading * 1e3 / mine
-    return [Row(f"progress() of {size:,} trials", label, f"{mine:.0f} ms", ratio, "< 50 ms")]
+    stock = StockWorker(create_database(url, "progress_stock", stock_size, stock=True))
+    our_ms = min(timed(study.progress) for _ in range(5)) * 1e3
+    stock_seconds = timed(lambda: stock.study.get_trials(deepcopy=False)) * size / stock_size
+    label = f"{stock_seconds:.0f} s" + ("" if size == stock_size else f" (from {stock_size:,})")
+    ratio = stock_seconds * 1e3 / our_ms
+    return [Row(f"progress() of {size:,} trials", label, f"{our_ms:.0f} ms", ratio, "< 50 ms")]
 
 
 def bench_import(url: str, size: int, stock_size: int) -> list[Row]:
-    """Finished trials into a study, timed for stock Optuna over the last ones."""
+    """Import finished trials into a study; stock Optuna imports only the last of them."""
     stock = optuna.load_study(
         study_name=NAME,
         storage=RDBStorage(
-            make(url, "import_stock", size - stock_size, stock=True), skip_table_creation=True
+            create_database(url, "import_stock", size - stock_size, stock=True),
+            skip_table_creation=True,
         ),
     )
     last = past_trials(stock_size)
-    theirs = seconds(lambda: stock.add_trials(last)) / stock_size
-    storage = StudyStorage(database.create_engine(make(url, "import_ours", 0, stock=False)))
+    stock_seconds = timed(lambda: stock.add_trials(last)) / stock_size
+    storage = StudyStorage(
+        database.create_engine(create_database(url, "import_ours", 0, stock=False))
+    )
     study_id = storage.get_study_id_from_name(NAME)
     trials = past_trials(size)
-    mine = seconds(lambda: storage.add_trials(study_id, trials)) / size
+    our_seconds = timed(lambda: storage.add_trials(study_id, trials)) / size
     other = optuna.load_study(
         study_name=NAME,
-        storage=StudyStorage(database.create_engine(make(url, "import_plain", 0, stock=False))),
+        storage=StudyStorage(
+            database.create_engine(create_database(url, "import_plain", 0, stock=False))
+        ),
     )
-    plain = seconds(lambda: other.add_trials(trials[:stock_size])) / stock_size
+    plain_seconds = timed(lambda: other.add_trials(trials[:stock_size])) / stock_size
     what = f"importing a finished trial, {size:,} in all"
-    said = f"{theirs * 1e3:.0f} ms"
+    stock_time = f"{stock_seconds * 1e3:.0f} ms"
     return [
-        Row(f"{what}, at once", said, f"{mine * 1e3:.2f} ms", theirs / mine, "50x"),
-        Row(f"{what}, by study.add_trials", said, f"{plain * 1e3:.2f} ms", theirs / plain, ""),
+        Row(
+            f"{what}, at once",
+            stock_time,
+            f"{our_seconds * 1e3:.2f} ms",
+            stock_seconds / our_seconds,
+            "50x",
+        ),
+        Row(
+            f"{what}, by study.add_trials",
+            stock_time,
+            f"{plain_seconds * 1e3:.2f} ms",
+            stock_seconds / plain_seconds,
+            "",
+        ),
     ]
 
 
-def worker(*arguments: str) -> str:
-    """Run this file as a worker; the last line it prints."""
+def run_worker_process(*arguments: str) -> str:
+    """Run this file as a worker process and return the last line that it prints."""
     command = [sys.executable, __file__, "--worker", *arguments]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return out.strip().splitlines()[-1]
@@ -449,33 +489,33 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--short", action="store_true", help="small sizes, short runs")
     parser.add_argument("--only", nargs="*", help="parts to run")
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of a fleet's run")
+    parser.add_argument("--seconds", type=float, default=30.0, help="duration of a fleet's run")
     parser.add_argument("--workers", type=int, nargs="*", help="sizes of the fleets")
     parser.add_argument("--epoch", type=float, default=0.05, help="seconds of their epochs")
     parser.add_argument("--whole", action="store_true", help="the fleets prune nothing")
-    parser.add_argument("--repeats", type=int, default=5, help="stock trials that are timed")
+    parser.add_argument("--repeats", type=int, default=5, help="trials of stock Optuna to measure")
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def work(arguments: list[str]) -> None:
+def run_worker(arguments: list[str]) -> None:
     part, name, url, *rest = arguments
     if part == "join":
-        print(join(name, url))
+        print(time_join(name, url))
     else:
-        print(fleet(name, url, *(float(value) for value in rest)))
+        print(run_fleet_worker(name, url, *(float(value) for value in rest)))
 
 
 def main() -> None:
-    """Run the parts that were asked for and print the table."""
+    """Run the selected parts and print the table."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    given = parse()
-    if given.worker:
-        work(given.worker)
+    options = parse()
+    if options.worker:
+        run_worker(options.worker)
         return
-    short = given.short
-    length = min(given.seconds, 8.0) if short else given.seconds
+    short = options.short
+    duration = min(options.seconds, 8.0) if short else options.seconds
     fleets = [
         Fleet(16, 0.0),
         Fleet(32, 0.05),
@@ -485,23 +525,23 @@ def main() -> None:
     ]
     if short:
         fleets = [Fleet(4, 0.0), Fleet(8, 0.05)]
-    if given.workers:
-        fleets = [Fleet(count, given.epoch, not given.whole) for count in given.workers]
+    if options.workers:
+        fleets = [Fleet(count, options.epoch, not options.whole) for count in options.workers]
     join_size, progress_size = (2_000, 20_000) if short else (10_000, 100_000)
     parts: dict[str, Callable[[str], list[Row]]] = {
         "trial": lambda url: [
             row
             for size in ((500,) if short else (1_000, 10_000))
-            for row in bench_trial(url, size, given.repeats)
+            for row in bench_trial(url, size, options.repeats)
         ],
         "join": lambda url: bench_join(url, join_size),
-        "fleet": lambda url: bench_fleets(url, length, fleets),
+        "fleet": lambda url: bench_fleets(url, duration, fleets),
         "progress": lambda url: bench_progress(url, progress_size, progress_size // 10),
         "import": lambda url: bench_import(url, join_size, 100 if short else 300),
     }
     rows = []
     with server() as url:
-        for name in given.only or parts:
+        for name in options.only or parts:
             print(f"{name}...", file=sys.stderr, flush=True)
             rows += parts[name](url)
     print("\n| what | stock Optuna | studyhall | ratio | wanted |\n|---|---|---|---|---|")

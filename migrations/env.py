@@ -1,6 +1,6 @@
-"""Alembic's environment: the schema "service" and nothing else of the database.
+"""Alembic's environment: migrates the schema "service", and nothing else in the database.
 
-Every run ends with the SQL functions, in the transaction of the migrations.
+After the migrations, the same transaction installs the SQL functions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from service.database import functions, models
 from service.settings import Settings
 
 
-def run(connection: Connection) -> None:
+def migrate(connection: Connection) -> None:
     connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{models.SCHEMA}"'))
     context.configure(connection=connection, **SCOPE)
     with context.begin_transaction():
@@ -23,11 +23,11 @@ def run(connection: Connection) -> None:
     functions.install(connection)
 
 
-def run_alone() -> None:
-    """For the `alembic` command: the database that studyhall would use."""
+def connect_and_migrate() -> None:
+    """For the `alembic` command: migrate the database in studyhall's settings."""
     engine = database.create_engine(database.resolve_url(Settings.load()), bounded=False)
     with database.reachable(engine) as connection, connection.begin():
-        run(connection)
+        migrate(connection)
 
 
 if context.is_offline_mode():
@@ -37,7 +37,7 @@ if context.is_offline_mode():
         context.run_migrations()
         for function in functions.texts().values():
             context.execute(function)
-elif given := context.config.attributes.get("connection"):
-    run(given)
+elif schema_connection := context.config.attributes.get("connection"):
+    migrate(schema_connection)
 else:
-    run_alone()
+    connect_and_migrate()

@@ -1,4 +1,4 @@
-"""What of a database Alembic may look at: our schema, never Optuna's tables."""
+"""The part of the database that Alembic compares and migrates: our schema, not Optuna's tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.database.models import SCHEMA, Base
 
 
 def include_name(name: str | None, kind: str, parents: Any) -> bool:
-    """Alembic's filter of what it reads from the database; None is the default schema."""
+    """Whether Alembic reads an object of the database; the schema None is the default schema."""
     return name == SCHEMA if kind == "schema" else True
 
 

@@ -1,4 +1,4 @@
-"""Servers and databases that live as long as a test needs them."""
+"""Temporary folders, servers and databases for tests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from service import database
 from service.database import embedded
 from service.settings import normalize_url
 
-SERIAL = itertools.count(1)
+NUMBERS = itertools.count(1)
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A short path: pytest's own folders are kept after the run, and a cluster is 40 MB."""
+    """A folder with a short path, deleted at the end: a cluster has 40 MB."""
     folder = Path(tempfile.mkdtemp(prefix="studyhall-tests-"))
     try:
         yield folder
@@ -32,7 +32,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def temporary_server() -> Iterator[str]:
-    """An embedded server of our own that does not wait for the disk."""
+    """An embedded server in a temporary folder; it does not wait for the disk."""
     with temporary_folder() as home:
         url = embedded.start(home)
         try:
@@ -54,8 +54,8 @@ def execute(url: str | URL, statement: str) -> None:
 
 @contextmanager
 def temporary_database(server: str, template: str = "template0") -> Iterator[str]:
-    """A database that is dropped at the end, whoever is still connected to it."""
-    name = f"test_{os.getpid()}_{next(SERIAL)}"
+    """A database that is dropped at the end, even if clients are still connected."""
+    name = f"test_{os.getpid()}_{next(NUMBERS)}"
     execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     try:
         url = normalize_url(server).set(database=name)

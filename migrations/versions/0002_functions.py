@@ -1,4 +1,4 @@
-"""Nothing is left to do: functions now come from service/database/sql, indexes from indexes.py."""
+"""Empty: functions are now in service/database/sql, indexes in service/database/indexes.py."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """The revision remains because databases of this version exist."""
+    """Do nothing; the revision remains because databases of this version exist."""

@@ -1,4 +1,4 @@
-"""Digests: one row for each trial with what samplers and pruners read of it."""
+"""The table of digests: each trial in the form that samplers and pruners read."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("trial_id", name="pk_digests"),
         schema="service",
     )
-    # A digest is replaced once, when its trial ends: leave room for it on the same page.
+    # The end of a trial replaces its digest: the new one fits on the same page.
     op.execute("ALTER TABLE service.digests SET (fillfactor = 50)")

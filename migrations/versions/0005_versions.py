@@ -1,4 +1,4 @@
-"""Versions: which revision and which SQL functions each upgrade has installed."""
+"""The table of versions: the revision and the SQL functions that each upgrade installed."""
 
 from __future__ import annotations
 

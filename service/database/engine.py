@@ -1,4 +1,4 @@
-"""Engines on PostgreSQL, made to survive networks, and the URL of the database to use."""
+"""SQLAlchemy engines for PostgreSQL with our settings; database URLs; errors in one line."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ NETWORK: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-"""libpq's settings: a connection to a machine that is gone is given up after about a minute."""
+"""libpq's settings: if the server's machine disappears, a connection fails after a minute."""
 
-BOUNDS = {
+LIMITS = {
     "statement_timeout": "60s",
     "lock_timeout": "30s",
     "idle_in_transaction_session_timeout": "60s",
 }
-"""Generous: a suspended worker must not hold a row for ever, nor a lost lock block a worker."""
+"""PostgreSQL's limits: a suspended worker's rows are released, and waiting for a lock ends."""
 
 PLANS = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
 """Settings for the storage's SQL functions, whose plans a connection keeps.
 
-Without statistics, PostgreSQL takes a plan for costly and compiles it at every call. And it plans
-anew for each call's arguments, which takes longer than the statement (docs/benchmarks.md).
+By default, PostgreSQL overestimates the cost of a plan while it has no statistics, and compiles
+the plan at every call. It also makes a new plan for each call's arguments, which takes longer than
+the statement itself (docs/benchmarks.md).
 """
 
 CURES = {
@@ -50,7 +51,7 @@ CURES = {
     "No space left": "free disk space on the database's machine",
     "invalid dsn": "correct STUDYHALL_DATABASE_URL",
 }
-START_IT = "start PostgreSQL there, or correct STUDYHALL_DATABASE_URL"
+START_SERVER = "start PostgreSQL there, or correct STUDYHALL_DATABASE_URL"
 START_EMBEDDED = "start it: studyhall db start"
 
 
@@ -62,13 +63,13 @@ def create_engine(
     max_overflow: int = 1,
     bounded: bool = True,
 ) -> Engine:
-    """An engine that has not connected yet. Make it in the process that uses it.
+    """An engine that has not connected yet. Create it in the process that uses it.
 
     Args:
-        url: Any way of writing a PostgreSQL URL.
+        url: A PostgreSQL URL, with or without the driver's name.
         application_name: What ``pg_stat_activity`` shows.
-        pool_size: Connections kept open; one is enough for a worker.
-        max_overflow: Connections beyond these, closed after use.
+        pool_size: Connections that stay open; a worker needs one.
+        max_overflow: More connections, which are closed after use.
         bounded: Whether statements and lock waits have time limits. Migrations have none.
     """
     parsed = normalize_url(full_url(url))
@@ -90,35 +91,34 @@ def engine_options(
     max_overflow: int = 1,
     bounded: bool = True,
 ) -> dict[str, Any]:
-    """The arguments of ``create_engine`` behind :func:`engine`, for Optuna's ``engine_kwargs``.
+    """The arguments that :func:`create_engine` passes to SQLAlchemy; Optuna's `engine_kwargs`.
 
-    What the URL says of its own (``?connect_timeout=3``) is left to it.
+    Options in the URL (``?connect_timeout=3``) take precedence.
     """
-    said = normalize_url(full_url(url)).query
-    limits = BOUNDS if bounded else dict.fromkeys(BOUNDS, "0")
-    ours = {"timezone": "UTC", **PLANS, **limits}
-    flags = [f"-c {name}={value}" for name, value in ours.items()]
-    theirs = said.get("options", "")
-    flags += [theirs] if isinstance(theirs, str) else theirs
-    own = {name: value for name, value in NETWORK.items() if name not in said}
-    if "application_name" not in said:
-        own["application_name"] = application_name
+    query = normalize_url(full_url(url)).query
+    limits = LIMITS if bounded else dict.fromkeys(LIMITS, "0")
+    server_settings = {"timezone": "UTC", **PLANS, **limits}
+    flags = [f"-c {name}={value}" for name, value in server_settings.items()]
+    url_flags = query.get("options", "")
+    flags += [url_flags] if isinstance(url_flags, str) else url_flags
+    client_settings = {**NETWORK, "application_name": application_name}
+    connect_args = {name: value for name, value in client_settings.items() if name not in query}
     return {
         "pool_pre_ping": True,
         "pool_size": pool_size,
         "max_overflow": max_overflow,
-        "connect_args": own | {"options": " ".join(flags).strip()},
+        "connect_args": connect_args | {"options": " ".join(flags).strip()},
     }
 
 
 @contextmanager
 def reachable(engine: Engine) -> Iterator[Connection]:
-    """A connection; where none can be had, one line that says why and what to do.
+    """A connection, or an error that says in one line why there is none and what to do.
 
-    Errors of the statements inside are not touched.
+    Errors of statements on the connection pass through.
 
     Raises:
-        DatabaseError: The server cannot be reached or does not let us in.
+        DatabaseError: The server cannot be reached or refuses the connection.
     """
     try:
         connection = engine.connect()
@@ -129,39 +129,39 @@ def reachable(engine: Engine) -> Iterator[Connection]:
 
 
 def unreachable(url: str | URL | None, error: DBAPIError) -> str:
-    """One line: where we knocked, what the server (or the network) said, what to do."""
-    said = reason(error)
+    """One line: the database, the reason from the server or the network, what to do."""
+    why = reason(error)
     where = describe(url) if url is not None else "in use"
-    start = START_EMBEDDED if "/postgres/data" in f"{where} {error.orig}" else START_IT
-    cure = next((cure for sign, cure in CURES.items() if sign in said), start)
-    return f"cannot reach the database {where}: {said}: {cure}"
+    start = START_EMBEDDED if "/postgres/data" in f"{where} {error.orig}" else START_SERVER
+    cure = next((cure for symptom, cure in CURES.items() if symptom in why), start)
+    return f"cannot reach the database {where}: {why}: {cure}"
 
 
 def failure(url: str | URL | None, error: BaseException) -> DatabaseError:
-    """The DatabaseError for what SQLAlchemy, or Optuna around it, raised.
+    """The DatabaseError for an exception from SQLAlchemy, or from Optuna caused by one.
 
     Args:
-        url: The database, where the caller knows it.
-        error: The exception; the driver's own is looked for among its causes.
+        url: The database, if the caller knows it.
+        error: The exception. SQLAlchemy's may be among its causes.
     """
     found: BaseException | None = error
     while found is not None and not isinstance(found, DBAPIError):
         found = found.__cause__
     if isinstance(found, OperationalError | InterfaceError):
         return DatabaseError(unreachable(url, found))
-    said = reason(found) if found is not None else str(error).splitlines()[0]
+    why = reason(found) if found is not None else str(error).splitlines()[0]
     where = describe(url) if url is not None else "in use"
-    return DatabaseError(f"the database {where} refused a statement: {said}")
+    return DatabaseError(f"the database {where} refused a statement: {why}")
 
 
 def reason(error: DBAPIError) -> str:
-    """The first line of what the server or libpq said, without its preamble."""
+    """The first line of the server's or libpq's message, without its preamble."""
     line = (str(error.orig).strip() or "no reason given").splitlines()[0]
     return line.split(" failed: ", 1)[-1].removeprefix("FATAL:").strip()
 
 
 def describe(url: str | URL) -> str:
-    """``host:port/database``: what may be shown and logged of a database URL."""
+    """``host:port/database``: a database URL without user and password, for logs and messages."""
     parsed = normalize_url(full_url(url))
     hosts = parsed.host or parsed.query.get("host", "localhost")
     host = hosts if isinstance(hosts, str) else ",".join(hosts)
@@ -170,7 +170,7 @@ def describe(url: str | URL) -> str:
 
 
 def resolve_url(settings: Settings) -> str:
-    """The database of these settings; with none named, the embedded server's, started if need be.
+    """The URL in the settings; without one, the embedded server's. Starts that if necessary.
 
     Raises:
         DatabaseError: The embedded server cannot be started.
@@ -179,10 +179,10 @@ def resolve_url(settings: Settings) -> str:
 
 
 def database_url_for_stock(url: str | URL) -> str:
-    """The URL as Optuna's own command and dashboard take it, password included."""
+    """The URL in the form that Optuna's own command and dashboard accept, with its password."""
     return full_url(normalize_url(full_url(url)))
 
 
 def full_url(url: str | URL) -> str:
-    """The URL in full: ``str`` of a URL hides its password."""
+    """The URL with its password, which ``str`` hides."""
     return url if isinstance(url, str) else url.render_as_string(hide_password=False)

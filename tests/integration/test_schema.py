@@ -1,4 +1,4 @@
-"""The tables: made once by many, equal however they were made, checked in a line."""
+"""The schema: upgrades by many processes, versions, roles, functions, indexes, error messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from service.database.models import SCHEMA, Base
 from service.database.schema import Revisions
 from service.errors import DatabaseError, SchemaOutOfDate
 
-EVERYTHING = """
+SCHEMA_OBJECTS = """
 SELECT 'column', table_name, column_name, ordinal_position::text, data_type, is_nullable,
        column_default
 FROM information_schema.columns WHERE table_schema = :schema
@@ -57,9 +57,9 @@ def tables(engine: Engine, of: str = "public") -> set[str]:
     return set(sqlalchemy.inspect(engine).get_table_names(of))
 
 
-def everything(url: str) -> list[Any]:
+def schema_objects(url: str) -> list[Any]:
     with connected(url) as connection:
-        found = connection.execute(sqlalchemy.text(EVERYTHING), {"schema": SCHEMA}).all()
+        found = connection.execute(sqlalchemy.text(SCHEMA_OBJECTS), {"schema": SCHEMA}).all()
     return [row for row in found if "alembic_version" not in row[1]]
 
 
@@ -86,15 +86,15 @@ def test_a_fresh_schema_and_a_migrated_one_are_equal(
     execute(empty_database_url, f"CREATE SCHEMA {SCHEMA}")
     with connected(empty_database_url) as connection, connection.begin():
         Base.metadata.create_all(connection)
-    assert everything(empty_database_url) == everything(database_url)
+    assert schema_objects(empty_database_url) == schema_objects(database_url)
 
 
-def test_autogenerate_has_nothing_to_propose(engine: Engine) -> None:
+def test_autogenerate_proposes_nothing(engine: Engine) -> None:
     with engine.connect() as connection:
         assert compare_metadata(context(connection), Base.metadata) == []
 
 
-def test_only_the_scope_keeps_autogenerate_from_dropping_optunas_tables(engine: Engine) -> None:
+def test_without_our_scope_autogenerate_proposes_to_drop_optunas_tables(engine: Engine) -> None:
     everywhere = SCOPE | {"include_name": lambda name, kind, parents: True}
     with engine.connect() as connection:
         proposed = compare_metadata(context(connection, everywhere), Base.metadata)
@@ -106,7 +106,9 @@ def context(connection: Connection, scope: dict[str, Any] = SCOPE) -> MigrationC
     return MigrationContext.configure(connection, opts=scope)
 
 
-def test_optunas_tables_are_as_optuna_makes_them(empty_database_url: str, engine: Engine) -> None:
+def test_optunas_tables_equal_those_that_optuna_creates(
+    empty_database_url: str, engine: Engine
+) -> None:
     stock = RDBStorage(empty_database_url)
     assert tables(stock.engine) == tables(engine)
     assert tables(stock.engine, SCHEMA) == set()
@@ -124,12 +126,12 @@ def test_stock_optuna_opens_the_database(database_url: str) -> None:
 
 
 def test_upgrading_again_changes_nothing(database_url: str) -> None:
-    before = everything(database_url)
+    before = schema_objects(database_url)
     schema.upgrade(database_url)
-    assert everything(database_url) == before
+    assert schema_objects(database_url) == before
 
 
-def test_an_unfinished_upgrade_is_finished(empty_database_url: str) -> None:
+def test_ensure_finishes_an_interrupted_upgrade(empty_database_url: str) -> None:
     RDBStorage(empty_database_url).engine.dispose()
     engine = database.create_engine(empty_database_url)
     schema.ensure(engine)
@@ -137,7 +139,7 @@ def test_an_unfinished_upgrade_is_finished(empty_database_url: str) -> None:
     engine.dispose()
 
 
-def test_ensure_makes_the_tables_of_an_empty_database(empty_database_url: str) -> None:
+def test_ensure_creates_the_tables_in_an_empty_database(empty_database_url: str) -> None:
     engine = database.create_engine(empty_database_url)
     with pytest.raises(SchemaOutOfDate, match="no studyhall tables: run `studyhall db upgrade`"):
         schema.check(engine)
@@ -146,13 +148,13 @@ def test_ensure_makes_the_tables_of_an_empty_database(empty_database_url: str) -
     engine.dispose()
 
 
-def test_a_check_of_a_good_database_is_one_statement(engine: Engine) -> None:
+def test_ensure_sends_one_statement_to_an_upgraded_database(engine: Engine) -> None:
     statements: list[str] = []
 
-    def listen(*arguments: Any) -> None:
+    def append(*arguments: Any) -> None:
         statements.append(arguments[2])
 
-    sqlalchemy.event.listen(engine, "before_cursor_execute", listen)
+    sqlalchemy.event.listen(engine, "before_cursor_execute", append)
     schema.ensure(engine)
     assert len(statements) == 1
 
@@ -165,7 +167,7 @@ def test_a_check_of_a_good_database_is_one_statement(engine: Engine) -> None:
         ("public.alembic_version", "v3.0.0.d", "is out of date .* run `studyhall db upgrade`"),
     ],
 )
-def test_another_version_is_refused_in_one_line(
+def test_a_database_of_another_version_is_refused_with_one_line(
     engine: Engine, database_url: str, table: str, revision: str, message: str
 ) -> None:
     execute(database_url, f"UPDATE {table} SET version_num = '{revision}'")
@@ -188,7 +190,7 @@ def test_optunas_older_tables_are_upgraded(engine: Engine, database_url: str) ->
     assert schema.current(engine) == schema.head()
 
 
-def test_a_role_that_may_not_make_tables_is_told_so(
+def test_a_role_without_permission_to_create_tables_gets_a_database_error(
     server_url: str, empty_database_url: str
 ) -> None:
     with role(server_url, "studyhall_guest") as name:
@@ -216,7 +218,7 @@ def role(server_url: str, name: str, attributes: str = "") -> Iterator[str]:
         execute(server_url, f'DROP ROLE "{name}"')
 
 
-def test_a_server_that_is_not_there_is_one_line_without_the_password() -> None:
+def test_the_error_for_an_unreachable_server_is_one_line_without_the_password() -> None:
     engine = database.create_engine("postgresql://user:secret@localhost:1/name")
     with pytest.raises(DatabaseError) as caught:
         schema.check(engine)
@@ -225,7 +227,7 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password() -> None:
     assert "secret" not in line and "\n" not in line
 
 
-def test_a_database_that_does_not_exist_is_named(database_url: str) -> None:
+def test_the_error_for_a_missing_database_contains_its_name(database_url: str) -> None:
     url = sqlalchemy.make_url(database_url).set(database="nowhere")
     with pytest.raises(DatabaseError, match='"nowhere" does not exist: create the database'):
         schema.current(database.create_engine(url))
@@ -237,14 +239,16 @@ FUNCTIONS = sqlalchemy.text(
 )
 
 
-def test_each_file_is_one_function_of_its_name_with_a_comment_on_top(engine: Engine) -> None:
+def test_each_file_defines_the_function_of_its_name_and_begins_with_a_comment(
+    engine: Engine,
+) -> None:
     with engine.connect() as connection:
         found = {row.proname: row.signatures for row in connection.execute(FUNCTIONS)}
     assert found == dict.fromkeys(functions.texts(), 1)
     assert all(text.startswith("-- ") for text in functions.texts().values())
 
 
-def test_the_text_that_runs_is_the_text_of_the_file(engine: Engine) -> None:
+def test_the_installed_functions_equal_their_files(engine: Engine) -> None:
     body = sqlalchemy.text("SELECT prosrc FROM pg_proc WHERE oid = CAST(:name AS regproc)")
     with engine.connect() as connection:
         for name, text in functions.texts().items():
@@ -259,7 +263,7 @@ def test_the_package_contains_the_functions() -> None:
     assert packaged >= {*functions.FOLDER.rglob("*.sql")}
 
 
-def test_changed_functions_are_installed_and_obsolete_ones_dropped(
+def test_an_upgrade_installs_new_functions_and_drops_obsolete_ones(
     engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added = "CREATE OR REPLACE FUNCTION service.added() RETURNS int LANGUAGE sql AS $$ SELECT 1 $$"
@@ -277,13 +281,13 @@ def test_changed_functions_are_installed_and_obsolete_ones_dropped(
 
 
 def upgrade_to(version: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Upgrade as an installation would whose functions differ from ours."""
+    """Upgrade like an installation whose SQL functions have the digest `version`."""
     with monkeypatch.context() as patch:
         patch.setattr(functions, "functions_hash", lambda: version)
         schema.upgrade(url)
 
 
-def test_the_previous_version_works_with_an_upgraded_database_and_the_one_before_does_not(
+def test_an_upgraded_database_accepts_the_previous_version_and_refuses_the_one_before(
     engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upgrade_to("newer", database_url, monkeypatch)
@@ -295,7 +299,7 @@ def test_the_previous_version_works_with_an_upgraded_database_and_the_one_before
             refuse(engine)
 
 
-def test_an_older_installation_does_not_bring_its_functions_back(
+def test_an_older_installation_cannot_install_its_functions_again(
     engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upgrade_to("newer", database_url, monkeypatch)
@@ -305,7 +309,7 @@ def test_an_older_installation_does_not_bring_its_functions_back(
     assert schema.current(engine) == before
 
 
-def test_an_upgrade_that_was_interrupted_leaves_no_invalid_index(
+def test_an_upgrade_creates_missing_and_invalid_indexes_again(
     engine: Engine, database_url: str
 ) -> None:
     name = "studyhall_trials_by_study"
@@ -322,15 +326,15 @@ def test_an_upgrade_that_was_interrupted_leaves_no_invalid_index(
         )
 
 
-def test_an_upgrade_does_not_block_those_who_write_to_optunas_tables(
+def test_an_upgrade_does_not_block_writers_to_optunas_tables(
     empty_database_url: str,
 ) -> None:
     stock = RDBStorage(empty_database_url)
     study = optuna.create_study(storage=stock)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     with connected(empty_database_url) as writer:
-        # A transaction that has written and stays open: CREATE INDEX would wait for it, and every
-        # other writer would wait for CREATE INDEX.
+        # This transaction has written and stays open. CREATE INDEX without CONCURRENTLY waits for
+        # it, and every other writer waits for CREATE INDEX.
         writer.execute(sqlalchemy.text("UPDATE trials SET number = number WHERE trial_id = 1"))
         upgrading = threading.Thread(target=schema.upgrade, args=(empty_database_url,))
         upgrading.start()
@@ -350,19 +354,19 @@ def test_an_upgrade_does_not_block_those_who_write_to_optunas_tables(
     stock.engine.dispose()
 
 
-def test_a_migration_that_waits_for_a_table_lets_others_pass_and_tries_again(
+def test_a_migration_that_cannot_lock_a_table_lets_readers_pass_and_tries_again(
     engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema, "LOCK_TIMEOUT", "200ms")
     execute(database_url, "UPDATE service.alembic_version SET version_num = '0004'")
     execute(database_url, "DROP TABLE service.versions")
-    with connected(database_url) as holder:
-        holder.execute(sqlalchemy.text("LOCK TABLE service.alembic_version IN SHARE MODE"))
+    with connected(database_url) as blocker:
+        blocker.execute(sqlalchemy.text("LOCK TABLE service.alembic_version IN SHARE MODE"))
         upgrading = threading.Thread(target=schema.upgrade, args=(database_url,))
         upgrading.start()
         upgrading.join(1.0)
         assert upgrading.is_alive()
         assert schema.current(engine).service == "0004"
-        holder.rollback()
+        blocker.rollback()
         upgrading.join(60)
     schema.check(engine)

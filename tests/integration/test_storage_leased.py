@@ -1,4 +1,4 @@
-"""A held trial costs few statements, is fenced by its lease, and ends in one transaction."""
+"""A leased trial sends few statements, its lease protects it, and one transaction ends it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ UNIT = FloatDistribution(0, 1)
 
 @contextmanager
 def statements(engine: Engine) -> Iterator[list[str]]:
-    """The statements that the engine sends inside the block."""
+    """The statements that the engine sends in the block."""
     sent: list[str] = []
 
-    def note(_c: object, _cursor: object, statement: str, *_rest: object) -> None:
+    def append(_c: object, _cursor: object, statement: str, *_rest: object) -> None:
         sent.append(statement)
 
-    sqlalchemy.event.listen(engine, "before_cursor_execute", note)
+    sqlalchemy.event.listen(engine, "before_cursor_execute", append)
     try:
         yield sent
     finally:
-        sqlalchemy.event.remove(engine, "before_cursor_execute", note)
+        sqlalchemy.event.remove(engine, "before_cursor_execute", append)
 
 
 def claim(hall: Hall, study: Study, seconds: float = 60.0) -> Lease:
@@ -59,14 +59,14 @@ def run(storage: StudyStorage, study: optuna.Study, lease: Lease, reports: int) 
 
 
 @pytest.mark.parametrize(
-    ("sampler", "pruner", "news"),
+    ("sampler", "pruner", "max_reads"),
     [
         (tpe.TPESampler, pruners.MedianPruner, 1),
         (optuna.samplers.TPESampler, optuna.pruners.MedianPruner, 12),
     ],
 )
-def test_a_trial_takes_two_statements_its_reports_and_the_news(
-    hall: Hall, study: Study, sampler: Any, pruner: Any, news: int
+def test_a_trial_sends_a_claim_its_reports_an_end_and_few_reads(
+    hall: Hall, study: Study, sampler: Any, pruner: Any, max_reads: int
 ) -> None:
     storage = StudyStorage(hall.engine)
     optuna_study = optuna.load_study(
@@ -79,13 +79,15 @@ def test_a_trial_takes_two_statements_its_reports_and_the_news(
         run(storage, optuna_study, claim(hall, study), 2)
     with statements(hall.engine) as sent:
         run(storage, optuna_study, claim(hall, study), 10)
-    read = ("SELECT service.read_trials", "SELECT service.read_digests")
-    own = [statement for statement in sent if not any(asked in statement for asked in read)]
-    assert len(own) == 1 + 10 + 1, own
-    assert len(sent) - len(own) <= news
+    reads = ("SELECT service.read_trials", "SELECT service.read_digests")
+    writes = [statement for statement in sent if not any(read in statement for read in reads)]
+    assert len(writes) == 1 + 10 + 1, writes
+    assert len(sent) - len(writes) <= max_reads
 
 
-def test_parameters_wait_for_the_first_report_and_go_with_it(hall: Hall, study: Study) -> None:
+def test_the_first_report_writes_the_parameters_in_the_same_statement(
+    hall: Hall, study: Study
+) -> None:
     storage, other = StudyStorage(hall.engine), StudyStorage(hall.engine)
     lease = claim(hall, study)
     storage.hold(lease)
@@ -97,12 +99,12 @@ def test_parameters_wait_for_the_first_report_and_go_with_it(hall: Hall, study: 
     with statements(hall.engine) as sent:
         storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
     assert len(sent) == 1
-    seen = other.get_trial(lease.trial_id)
-    assert seen.params == {"x": 0.25, "y": 0.5} and list(seen.params) == ["x", "y"]
-    assert seen.intermediate_values == {0: 1.0}
+    stored = other.get_trial(lease.trial_id)
+    assert stored.params == {"x": 0.25, "y": 0.5} and list(stored.params) == ["x", "y"]
+    assert stored.intermediate_values == {0: 1.0}
 
 
-def test_a_samplers_notes_wait_with_its_suggestions_and_a_pruners_do_not(
+def test_the_first_report_writes_the_samplers_attributes_and_later_ones_are_written_at_once(
     hall: Hall, study: Study
 ) -> None:
     storage, other = StudyStorage(hall.engine), StudyStorage(hall.engine)
@@ -117,7 +119,7 @@ def test_a_samplers_notes_wait_with_its_suggestions_and_a_pruners_do_not(
     assert other.get_trial_system_attrs(lease.trial_id) == {"sampler": 1, "pruner": 2}
 
 
-def test_flush_writes_what_waits(hall: Hall, study: Study) -> None:
+def test_flush_writes_unwritten_parameters(hall: Hall, study: Study) -> None:
     storage = StudyStorage(hall.engine)
     lease = claim(hall, study)
     storage.hold(lease)
@@ -129,17 +131,19 @@ def test_flush_writes_what_waits(hall: Hall, study: Study) -> None:
     assert sent == []
 
 
-def test_a_trial_that_never_reports_keeps_its_parameters(hall: Hall, study: Study) -> None:
+def test_the_end_of_a_trial_without_reports_writes_its_parameters(
+    hall: Hall, study: Study
+) -> None:
     storage = StudyStorage(hall.engine)
     lease = claim(hall, study)
     storage.hold(lease)
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
     storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [3.0])
-    seen = StudyStorage(hall.engine).get_trial(lease.trial_id)
-    assert (seen.params, seen.value) == ({"x": 0.25}, 3.0)
+    stored = StudyStorage(hall.engine).get_trial(lease.trial_id)
+    assert (stored.params, stored.value) == ({"x": 0.25}, 3.0)
 
 
-def test_what_is_kept_of_a_held_trial_equals_what_is_stored(hall: Hall, study: Study) -> None:
+def test_the_leased_trial_in_memory_equals_the_stored_one(hall: Hall, study: Study) -> None:
     storage = StudyStorage(hall.engine)
     lease = claim(hall, study)
     storage.hold(lease)
@@ -156,23 +160,25 @@ def test_what_is_kept_of_a_held_trial_equals_what_is_stored(hall: Hall, study: S
     assert storage.get_trial(lease.trial_id).user_attrs["epoch"] == 7
 
 
-def test_a_stale_lease_writes_nothing_with_what_waited(hall: Hall, study: Study) -> None:
+def test_a_stale_lease_writes_nothing_not_even_earlier_parameters(
+    hall: Hall, study: Study
+) -> None:
     storage = StudyStorage(hall.engine)
     lease = claim(hall, study, seconds=0.0)
     storage.hold(lease)
     storage.set_trial_param(lease.trial_id, "x", 0.25, UNIT)
-    taken = claim(hall, study)
-    assert taken.trial_id == lease.trial_id
+    new_lease = claim(hall, study)
+    assert new_lease.trial_id == lease.trial_id
     with pytest.raises(StaleLease):
         storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
     with pytest.raises(StaleLease):
         storage.finish(lease, TrialState.COMPLETE, [1.0])
-    seen = StudyStorage(hall.engine).get_trial(lease.trial_id)
-    assert seen.state == TrialState.RUNNING
-    assert (seen.params, seen.intermediate_values, seen.values) == ({}, {}, None)
+    stored = StudyStorage(hall.engine).get_trial(lease.trial_id)
+    assert stored.state == TrialState.RUNNING
+    assert (stored.params, stored.intermediate_values, stored.values) == ({}, {}, None)
 
 
-def test_an_end_whose_answer_was_lost_may_be_told_again(hall: Hall, study: Study) -> None:
+def test_a_trial_that_fails_twice_with_one_lease_counts_once(hall: Hall, study: Study) -> None:
     lease = claim(hall, study)
     for _ in range(2):
         storage = StudyStorage(hall.engine)
@@ -185,7 +191,7 @@ def test_an_end_whose_answer_was_lost_may_be_told_again(hall: Hall, study: Study
     assert failures == 1
 
 
-def test_a_trial_that_stock_optuna_finished_refuses_its_holder(
+def test_a_leased_trial_that_stock_optuna_finished_accepts_no_report(
     hall: Hall, study: Study, database_url: str
 ) -> None:
     storage = StudyStorage(hall.engine)

@@ -19,7 +19,7 @@ import optuna
 import pytest
 import sqlalchemy
 from databases import execute
-from digested import check_digests
+from digest_comparison import check_digests
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState

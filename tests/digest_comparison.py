@@ -1,4 +1,4 @@
-"""Compares what digests say of a study with what stock Optuna reads."""
+"""Compares the digests of a study with the trials that stock Optuna reads."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
 
 
-def told(trial: FrozenTrial) -> dict[str, Any]:
-    """What a digest should say of a trial."""
+def expected_digest(trial: FrozenTrial) -> dict[str, Any]:
+    """The fields of a correct digest of a trial."""
     return {
         "number": trial.number,
         "state": trial.state,
         "values": trial.values or [],
         "params": {
-            name: float(of.to_internal_repr(trial.params[name]))
-            for name, of in trial.distributions.items()
+            name: float(distribution.to_internal_repr(trial.params[name]))
+            for name, distribution in trial.distributions.items()
         },
         "distributions": trial.distributions,
         "reports": trial.intermediate_values if trial.state.is_finished() else {},
     }
 
 
-def said(digest: Digest) -> dict[str, Any]:
-    """What a digest says."""
+def digest_fields(digest: Digest) -> dict[str, Any]:
+    """The fields of a digest, as in `expected_digest`."""
     return {
         "number": digest.number,
         "state": digest.state,
@@ -40,14 +40,16 @@ def said(digest: Digest) -> dict[str, Any]:
 
 
 def check_digests(storage: StudyStorage, study_id: int) -> None:
-    """Compare all digests of a study with stock Optuna's reading."""
+    """Check that the digests of a study equal the trials that stock Optuna reads."""
     digest_cache = StudyStorage(storage._engine).digest_cache(study_id, running=True)
-    digests = {digest.trial_id: said(digest) for digest in digest_cache.finished}
-    digests |= {trial_id: said(digest) for trial_id, digest in digest_cache.running.items()}
+    digests = {digest.trial_id: digest_fields(digest) for digest in digest_cache.finished}
+    digests |= {
+        trial_id: digest_fields(digest) for trial_id, digest in digest_cache.running.items()
+    }
     url = database.database_url_for_stock(database.full_url(storage._engine.url))
     trials = RDBStorage(url).get_all_trials(study_id)
     expected = {
-        trial._trial_id: told(trial)
+        trial._trial_id: expected_digest(trial)
         for trial in trials
         if trial.state.is_finished() or (trial.state == TrialState.RUNNING and trial.params)
     }
