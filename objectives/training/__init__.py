@@ -1,0 +1,1 @@
+"""Training: fits one model for a trial."""

@@ -1,0 +1,1 @@
+"""Compiled training: an epoch as one program."""
