@@ -1,1 +1,1 @@
-"""Optuna's storage on PostgreSQL: studies, trials, leases, and what other processes have written."""
+"""Optuna's storage on PostgreSQL: studies, trials, leases, and news of other processes."""
