@@ -96,11 +96,12 @@ class SharedConnection:
     @contextlib.contextmanager
     def without_retries(self) -> Iterator[None]:
         """Inside, on this thread, no statement is sent a second time."""
+        before = getattr(self._without_retries, "on", False)
         self._without_retries.on = True
         try:
             yield
         finally:
-            self._without_retries.on = False
+            self._without_retries.on = before
 
     @property
     def idle(self) -> float:
@@ -143,7 +144,7 @@ class SharedConnection:
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
         """Whether a statement that has failed is given up."""
-        if getattr(self._without_retries, "now", False):
+        if getattr(self._without_retries, "on", False):
             return True
         error = state.outcome.exception() if state.outcome else None
         limit = max(QUEUE_SECONDS, self.retry_seconds) if _is_full(error) else self.retry_seconds
