@@ -25,7 +25,7 @@ from service.studies.study import Study
 from service.workers import presence
 from service.workers.assignment import Assignment
 from service.workers.devices import Device
-from service.workers.limits import NO_LIMITS, RECYCLE, Limits
+from service.workers.limits import NO_LIMITS, RECYCLE, Limits, own_code
 from service.workers.outage import Outage
 from service.workers.signals import signal_handlers
 from service.workers.slot import Slot
@@ -42,8 +42,11 @@ OVERDUE_SECONDS = 5.0
 MAX_DEATHS = 5
 """The pool ends after so many deaths in one slot while the study finishes no trial."""
 
-ERROR_CODES = (1, 2, 3, 130)
-"""Exit codes of a worker that a fresh process would not change."""
+FINAL_CODES = {own_code(code): code for code in (2, 130)}
+"""What a fresh process would not change: a wrong configuration, and Ctrl-C."""
+
+ERROR_CODES = {own_code(code): code for code in (1, 3)}
+"""Errors after which another worker is tried: the other workers may be healthy."""
 
 
 class Pool:
@@ -158,16 +161,16 @@ class Pool:
                 self._start(slot)
             return
         self._release(slot)
-        if code in ERROR_CODES:
-            self._code = self._code or code
+        if code in FINAL_CODES:
+            self._code = self._code or FINAL_CODES[code]
         else:
             self._replace_dead(slot, code, progress.finished)
 
     def _replace_dead(self, slot: Slot, code: int, finished: int) -> None:
         deaths = slot.count_death(finished)
-        if deaths >= MAX_DEATHS:
+        if deaths >= max(MAX_DEATHS, self._study.spec.max_attempts + 1):
             self._print_line(f"{deaths} workers in a row died before a trial finished; giving up")
-            self._code = 1
+            self._code = ERROR_CODES.get(code, 1)
         elif self._signal is None:
             self._print_line(f"{slot.worker} died ({_reason(code)}); starting another one")
             self._start(slot)
@@ -243,4 +246,4 @@ class Pool:
 
 
 def _reason(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return signal.Signals(-code).name if code < 0 else f"exit code {ERROR_CODES.get(code, code)}"
