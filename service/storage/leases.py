@@ -19,16 +19,25 @@ from service.storage import rows
 
 CLAIM = """-- A trial to run, with its lease; null if there is nothing to do.
 SELECT service.claim(%(study_id)s, %(worker)s, %(seconds)s)::text"""
-RENEW = """-- Renew the lease unless it was given back; return the study's orders.
+RENEW = """-- Renew the lease unless it or its trial was ended; return the study's orders.
 UPDATE service.leases l SET expires_at = clock_timestamp() + %(seconds)s * interval '1 second'
   FROM service.studies s
  WHERE l.trial_id = %(trial_id)s AND l.token = %(token)s AND s.study_id = l.study_id
    AND l.expires_at > '-infinity'
+   AND EXISTS (SELECT FROM trials t WHERE t.trial_id = l.trial_id AND t.state = 'RUNNING')
 RETURNING json_build_array(
     s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp())::text"""
 FREE_WORKER = """-- End the leases of a dead worker.
 UPDATE service.leases SET expires_at = '-infinity' WHERE worker = %(worker)s
 RETURNING trial_id"""
+ABANDON = """-- End the lease and the attempt of a trial that somebody else has ended.
+WITH ended AS (
+    DELETE FROM service.leases l USING trials t
+     WHERE l.trial_id = %(trial_id)s AND l.token = %(token)s AND t.trial_id = l.trial_id
+       AND t.state NOT IN ('RUNNING', 'WAITING')
+    RETURNING l.trial_id, l.attempt)
+SELECT service.close_attempt(trial_id, attempt, 'ended', 'somebody else ended the trial')::text
+  FROM ended"""
 RELEASE = """-- Give the trial back, so that no worker has to wait for the lease to expire.
 SELECT service.release(%(trial_id)s, %(token)s, %(cause)s, %(detail)s)"""
 OVERDUE = """-- Workers that hold a trial beyond its time limit or the study's deadline.
@@ -120,9 +129,14 @@ def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
     return Orders(*orders)
 
 
+def abandon(engine: Engine, lease: Lease) -> None:
+    """Leave a trial whose lease is stale; close the attempt if somebody else ended the trial."""
+    SharedConnection.of(engine).query(ABANDON, lease.key)
+
+
 def stale(lease: Lease) -> StaleLease:
     """The error for a lease whose token is no longer the newest."""
-    return StaleLease(f"trial {lease.number} has passed to another worker")
+    return StaleLease(f"trial {lease.number} has passed to another worker, or was ended")
 
 
 def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None) -> None:

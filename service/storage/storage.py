@@ -172,13 +172,32 @@ class StudyStorage(TrialStore):
                 digests.is_fresh = True
 
     def _raise_for(self, verdict: str, trial_id: int) -> None:
+        leased = self._leased.get(trial_id)
+        if verdict == "finished" and leased is not None:
+            leased.is_stale = True
+            raise StaleLease(f"trial {leased.lease.number} was ended by somebody else")
         if verdict == "stale":
-            leased = self._leased.get(trial_id)
             if leased is None:
                 raise StaleLease(f"trial {trial_id} has passed to another worker")
             leased.is_stale = True
             leased.refuse_if_stale()
         super()._raise_for(verdict, trial_id)
+
+    def mark_stale(self, lease: Lease) -> None:
+        """Note that the lease is stale: its trial writes nothing more."""
+        with self._lock:
+            if leased := self._leased.get(lease.trial_id):
+                leased.is_stale = True
+
+    def refuse_if_stale(self, trial_id: int) -> None:
+        """Raise StaleLease if the lease of a trial is known to be stale."""
+        if leased := self._leased.get(trial_id):
+            leased.refuse_if_stale()
+
+    def is_stale(self, trial_id: int) -> bool:
+        """Whether the lease of a trial is known to be stale."""
+        leased = self._leased.get(trial_id)
+        return leased is not None and leased.is_stale
 
     # What differs for a leased trial
 

@@ -114,5 +114,6 @@ class LeaseKeeper(threading.Thread):
                 self.orders = leases.renew(self._engine, self._lease, self._seconds)
             except StaleLease:
                 self._stale = True
+                self._storage.mark_stale(self._lease)
             if self.orders.late and not late_before:
                 self._on_study_timeout()

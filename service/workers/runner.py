@@ -98,6 +98,7 @@ class TrialRunner:
             self._stop_requests,
             self._outage,
             Checkpoint(files, saved),
+            self._storage,
         )
 
     def _optuna_study(self, number: int) -> optuna.Study:
@@ -119,6 +120,7 @@ class TrialRunner:
 
         Raises:
             TrialInterrupted: The trial leaves and is continued later.
+            StaleLease: Another worker has the trial now, or somebody else has ended it.
         """
         try:
             with self._stop_requests.objective_running(self._study.spec.trial_timeout):
@@ -136,6 +138,7 @@ class TrialRunner:
             outcome = Outcome.of_value(value)
         if os.getpid() != self._pid:
             os._exit(1)  # the objective forked, and this is its child
+        self._storage.refuse_if_stale(trial._trial_id)
         if trial.interrupted:
             raise TrialInterrupted
         return outcome

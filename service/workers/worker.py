@@ -119,8 +119,9 @@ class Worker:
         try:
             with devices.lock(self._settings.home, device, exclusive=lease.alone):
                 return self._runner.run(lease)
-        except StaleLease:
-            log.warning("trial %d has passed to another worker; leaving it", lease.number)
+        except StaleLease as error:
+            log.warning("%s; leaving it", error)
+            leases.abandon(self._engine, lease)
             return False
         finally:
             self._keeper.set_lease(None)
