@@ -28,8 +28,8 @@ UPDATE service.leases l SET expires_at = clock_timestamp() + %(seconds)s * inter
 RETURNING json_build_array(
     s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp())::text"""
 FREE_WORKER = """-- End the leases of a dead worker.
-UPDATE service.leases SET expires_at = '-infinity' WHERE worker = %(worker)s
-RETURNING trial_id"""
+UPDATE service.leases SET expires_at = '-infinity'
+ WHERE worker = %(worker)s AND expires_at > '-infinity' RETURNING trial_id"""
 ABANDON = """-- End the lease and the attempt of a trial that somebody else has ended.
 WITH ended AS (
     DELETE FROM service.leases l USING trials t
@@ -150,9 +150,13 @@ def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None)
         raise stale(lease)
 
 
-def free(engine: Engine, worker: str) -> None:
-    """Interrupt the trials of a dead worker, without waiting for its leases to expire."""
-    SharedConnection.of(engine).query(FREE_WORKER, {"worker": worker})
+def free(engine: Engine, worker: str) -> bool:
+    """Interrupt the trials of a dead worker, without waiting for its leases to expire.
+
+    Returns:
+        Whether it held any.
+    """
+    return SharedConnection.of(engine).query(FREE_WORKER, {"worker": worker}) is not None
 
 
 def overdue(engine: Engine, workers: list[str], limit: float | None, patience: float) -> list[str]:

@@ -39,6 +39,9 @@ TICK_SECONDS = 0.5
 OVERDUE_SECONDS = 5.0
 """How often the pool looks for workers whose trial is overdue."""
 
+RESTART_SECONDS = 2.0
+"""The least time between two workers that look whether there is something to claim again."""
+
 MAX_DEATHS = 5
 """The pool ends after so many deaths in one slot while the study finishes no trial."""
 
@@ -92,6 +95,7 @@ class Pool:
             lambda failure: print_line(f"{failure}; the workers go on meanwhile"),
         )
         self._next_overdue_check = 0.0
+        self._next_restart = 0.0
         self._signal: int | None = None
         self._code = 0
 
@@ -154,13 +158,13 @@ class Pool:
     def _reap(self, slot: Slot, progress: Progress) -> None:
         """Handle the end of a worker: start another one, or keep its exit code."""
         code = slot.take_exit_code()
-        if not code:
+        if code is None:
             return
-        if code == RECYCLE:
-            if self._signal is None:
+        held = self._release(slot)
+        if code in (0, RECYCLE) and not held:
+            if code == RECYCLE and self._signal is None:
                 self._start(slot)
             return
-        self._release(slot)
         if code in FINAL_CODES:
             self._code = self._code or FINAL_CODES[code]
         else:
@@ -193,7 +197,11 @@ class Pool:
         """Whether other machines still run trials; start a worker if there is one to claim."""
         if progress.state != "running":
             return False
-        if progress.interrupted or progress.remaining != 0:
+        nothing_to_claim = progress.stop_reason is not None or progress.late
+        now = time.monotonic()
+        due = not nothing_to_claim and now >= self._next_restart
+        if due and (progress.interrupted or progress.remaining != 0):
+            self._next_restart = now + RESTART_SECONDS
             self._start(self._slots[0])
         return True
 
@@ -228,14 +236,19 @@ class Pool:
                 slot.send_signal(signal.SIGKILL)
                 self._release(slot)
 
-    def _release(self, slot: Slot) -> None:
-        """Free a dead worker's trial at once, without waiting for its lease to expire."""
+    def _release(self, slot: Slot) -> bool:
+        """Free a dead worker's trial at once, without waiting for its lease to expire.
+
+        Returns:
+            Whether it held one: its objective has ended the process.
+        """
         try:
-            leases.free(self._hall.engine, slot.worker)
             presence.leave(self._hall.engine, slot.worker)
+            return leases.free(self._hall.engine, slot.worker)
         except (SQLAlchemyError, StorageInternalError) as error:
             failure = database.failure(self._hall.engine.url, error)
             self._print_line(f"{slot.worker}'s trial waits for its lease to expire: {failure}")
+            return False
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if self._signal is not None:

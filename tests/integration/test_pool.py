@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 from service import Budget, Hall, Spec, Study
+from service.storage import leases
 from service.workers.assignment import Assignment
 from service.workers.devices import Device
 from service.workers.limits import own_code
@@ -41,3 +43,54 @@ def test_a_worker_that_ends_with_an_error_is_replaced_and_the_pool_goes_on(
     assert pool(hall, study, lines).run() == 0
     assert study.progress().complete == 3
     assert f"{started[0]} died (exit code {code}); starting another one" in lines
+
+
+def test_a_trial_ended_from_outside_starts_no_worker_again(hall: Hall) -> None:
+    study = hall.create("s", Spec("stubs:quick"), Budget(2))
+    lease = leases.claim(hall.engine, study.study_id, "gone", 0.0)
+    assert lease is not None
+    study.optuna.tell(lease.number, state=TrialState.FAIL)
+    assert study.progress().interrupted == 0
+    lines: list[str] = []
+    assert pool(hall, study, lines).run() == 0
+    assert (study.progress().state, study.progress().finished) == ("finished", 2)
+    assert sum("trial" in line for line in lines) == 1
+
+
+def test_an_abandoned_ask_does_not_hold_the_pool(hall: Hall) -> None:
+    study = hall.create("s", Spec("stubs:quick"), Budget(2))
+    study.optuna.ask()
+    assert pool(hall, study, []).run() == 0
+    progress = study.progress()
+    assert (progress.state, progress.complete, progress.running) == ("finished", 2, 1)
+
+
+def test_a_pool_starts_no_worker_while_there_is_nothing_to_claim(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = hall.create("s", Spec("stubs:quick"), Budget(3))
+    assert leases.claim(hall.engine, study.study_id, "elsewhere", 60.0)
+    waiting = pool(hall, study, [])
+    started: list[str] = []
+    monkeypatch.setattr(Slot, "start", lambda slot, assignment: started.append(assignment.worker))
+    assert waiting._wait_for_others(study.progress()) and len(started) == 1
+    assert waiting._wait_for_others(study.progress()) and len(started) == 1
+    waiting._next_restart = 0.0
+    study.stop()
+    assert waiting._wait_for_others(study.progress()) and len(started) == 1
+    study.resume()
+    study.finish()
+    assert waiting._wait_for_others(study.progress()) and len(started) == 1
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 75])
+def test_an_objective_that_ends_its_process_fails_and_the_pool_goes_on(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setenv("STUB_CODE", str(code))
+    study = hall.create("s", Spec("stubs:exits", max_attempts=2), Budget(3))
+    lines: list[str] = []
+    assert pool(hall, study, lines).run() == 0
+    states = [(row["state"], row["cause"]) for row in study.records()]
+    assert states == [("fail", "lost"), ("complete", None), ("complete", None)]
+    assert sum(f"died (exit code {code}); starting another one" in line for line in lines) == 2
