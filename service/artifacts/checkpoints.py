@@ -66,10 +66,15 @@ class TrialCheckpoints:
 
     def load(self) -> SavedState | None:
         """The newest undamaged checkpoint, or None."""
-        for name in reversed(self._names()):
+        try:
+            names = self._names()
+        except Exception as error:  # file systems and object stores raise many types
+            log.warning("checkpoints cannot be read from %s: %s", self._store.url, error)
+            return None
+        for name in reversed(names):
             try:
                 return self._read(name)
-            except (DamagedCheckpoint, OSError) as error:
+            except Exception as error:
                 log.warning("checkpoint %s/%s cannot be used: %s", self._folder, name, error)
         return None
 
@@ -89,7 +94,7 @@ class TrialCheckpoints:
         self.wait()
         try:
             self._store.remove(self._folder)
-        except OSError as error:
+        except Exception as error:
             log.warning("checkpoints cannot be deleted from %s: %s", self._store.url, error)
 
     def close(self) -> None:

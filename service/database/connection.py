@@ -21,7 +21,7 @@ from typing import Any
 import tenacity
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 RETRY_SECONDS = 60.0
 """Seconds for which a server that restarts or is out of reach is tried again."""
@@ -223,6 +223,17 @@ def is_lost(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError | InterfaceError) and not any(
         sign in str(error.orig) for sign in never
     )
+
+
+def is_refused_value(error: BaseException) -> bool:
+    """Whether a statement fails because of the values in it, or before it is sent."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, DBAPIError):
+        found = found.__cause__
+    if found is None:
+        return not isinstance(error, SQLAlchemyError)
+    # 22: data exception; 23: integrity; 54: limits of the program.
+    return str(getattr(found.orig, "pgcode", None)).startswith(("22", "23", "54"))
 
 
 def _translated(error: DBAPIError) -> Exception:

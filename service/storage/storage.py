@@ -88,6 +88,12 @@ class StudyStorage(TrialStore):
             if leased is not None and (leased.pending or leased.notes):
                 self._write_leased(leased, Batch())
 
+    def forget_waiting(self, trial_id: int) -> None:
+        """Drop what waits to be written to a leased trial, because it cannot be written."""
+        if leased := self._leased.get(trial_id):
+            leased.pending.clear()
+            leased.notes.clear()
+
     def delete_reports(self, lease: Lease, step: int = 0) -> None:
         """Delete the intermediate values of a leased trial from ``step`` on.
 
@@ -188,6 +194,10 @@ class StudyStorage(TrialStore):
         with self._lock:
             if leased := self._leased.get(lease.trial_id):
                 leased.is_stale = True
+
+    def holds(self, trial_id: int) -> bool:
+        """Whether this process has the lease of a trial that has not ended."""
+        return trial_id in self._leased
 
     def refuse_if_stale(self, trial_id: int) -> None:
         """Raise StaleLease if the lease of a trial is known to be stale."""

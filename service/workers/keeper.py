@@ -96,6 +96,10 @@ class LeaseKeeper(threading.Thread):
             self._storage.flush()
         except StaleLease:
             self._stale = True
+        except (SQLAlchemyError, StorageInternalError):
+            raise
+        except Exception as error:  # a value that cannot be written fails its trial, not the lease
+            log.warning("the parameters cannot be written yet: %s", error)
 
     def _refresh(self) -> None:
         connection = SharedConnection.of(self._engine)

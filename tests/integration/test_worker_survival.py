@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import fsspec
+import numpy as np
 import optuna
+import pytest
 import sqlalchemy
+import stubs
 from optuna.trial import TrialState
 
 from service import Budget, Hall, Spec, Study
@@ -81,3 +89,150 @@ def test_the_keeper_tells_a_trial_that_it_was_ended(hall: Hall, database_url: st
 
     assert Worker(study, hall, trains_until_it_is_told, "w", "cpu").run() == 0
     assert causes(study) == [("fail", "ended")]
+
+
+class Unprintable:
+    """A value that raises whatever is asked of it."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __float__(self) -> float:
+        raise RuntimeError("no float")
+
+
+class Strange(Exception):
+    """An exception whose cause cannot be compared."""
+
+    cause = np.arange(3)
+
+
+def raises(error: Exception) -> Callable[[optuna.Trial], object]:
+    def objective(trial: optuna.Trial) -> object:
+        raise error
+
+    return objective
+
+
+BAD: dict[str, Callable[[optuna.Trial], object]] = {
+    "NUL in the text": raises(ValueError("a\0b")),
+    "a surrogate in the text": raises(ValueError("a\ud800b")),
+    "a cause that is an array": raises(Strange("text")),
+    "an endless text": raises(ValueError("x" * 1_000_000)),
+    "a huge integer": lambda trial: 10**400,
+    "a value without repr": lambda trial: Unprintable(),
+    "an array of choices": lambda trial: trial.suggest_categorical(
+        "c",
+        [np.zeros(2), np.ones(2)],  # type: ignore[list-item]
+    ),
+    "a choice that JSON cannot hold": lambda trial: trial.suggest_categorical(
+        "c",
+        [object(), 1],  # type: ignore[list-item]
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_trial_fails_alone(hall: Hall, bad: str) -> None:
+    study = new(hall, 2)
+
+    def objective(trial: optuna.Trial) -> object:
+        return BAD[bad](trial) if trial.number == 0 else 1.0
+
+    assert Worker(study, hall, objective, "w", "cpu").run() == 0  # type: ignore[arg-type]
+    assert causes(study) == [("fail", "error"), ("complete", None)]
+    assert len(study.records()[0]["detail"]) < 101_000
+
+
+def test_a_sampler_that_cannot_be_told_leaves_the_trial_as_it_ended(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise RuntimeError("after the trial")
+
+    monkeypatch.setattr(optuna.samplers.RandomSampler, "after_trial", refuses)
+    study = new(hall, 2, sampler="random")
+    assert Worker(study, hall, lambda trial: 1.0, "w", "cpu").run() == 0
+    assert causes(study) == [("complete", None)] * 2
+
+
+class Unreachable(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A file system that connects at once, and cannot."""
+
+    protocol = "unreachable"
+    cachable = False
+
+    def __init__(self, **_: object) -> None:
+        raise RuntimeError("no route to the store")
+
+
+def test_an_unreachable_artifact_store_does_not_end_a_worker(
+    hall: Hall, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("unreachable", Unreachable, clobber=True)
+    monkeypatch.setenv("STUB_TRAINED", str(tmp_path / "trained"))
+    monkeypatch.setenv("STUB_EPOCH", "0")
+    study = new(hall, 1)
+    assert leases.claim(hall.engine, study.study_id, "gone", 0.0)
+    hall.settings = replace(hall.settings, artifacts="unreachable://store")
+    with caplog.at_level(logging.WARNING, "studyhall"):
+        assert Worker(study, hall, stubs.counted, "w", "cpu").run() == 0
+    assert causes(study) == [("complete", None)]
+    for what in ("cannot be reached", "cannot be read from", "cannot be written to"):
+        assert what in caplog.text
+
+
+DEFERRED: dict[str, Callable[[optuna.Trial], object]] = {
+    "a long parameter": lambda trial: trial.suggest_float("x" * 513, 0, 1),
+    "a parameter with NUL": lambda trial: trial.suggest_float("a\0b", 0, 1),
+    "a parameter with a surrogate": lambda trial: trial.suggest_float("a\ud800", 0, 1),
+    "a long key": lambda trial: trial.set_user_attr("k" * 513, 1),
+    "a long system key": lambda trial: set_system_attr(trial, "k" * 513, 1),
+    "an object": lambda trial: trial.set_user_attr("k", object()),
+    "a system object": lambda trial: set_system_attr(trial, "k", object()),
+}
+
+
+def set_system_attr(trial: optuna.Trial, key: str, value: object) -> None:
+    trial.storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+@pytest.mark.parametrize("bad", DEFERRED)
+def test_what_cannot_be_stored_fails_at_the_call_and_only_there(hall: Hall, bad: str) -> None:
+    study, raised = new(hall, 1), []
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        try:
+            DEFERRED[bad](trial)
+        except Exception as error:
+            raised.append(error)
+        trial.report(x, 0)
+        return x
+
+    assert Worker(study, hall, objective, "w", "cpu").run() == 0
+    assert len(raised) == 1
+    assert causes(study) == [("complete", None)]
+    assert list(study.records()[0]["params"]) == ["x"]
+
+
+@pytest.mark.parametrize("bad", ["a long parameter", "a long key"])
+def test_an_objective_that_does_not_catch_it_fails_alone(hall: Hall, bad: str) -> None:
+    study = new(hall, 1)
+    worker = Worker(study, hall, lambda trial: DEFERRED[bad](trial) or 1.0, "w", "cpu")  # type: ignore[arg-type, return-value]
+    assert worker.run() == 0
+    assert causes(study) == [("fail", "error")]
+
+
+def test_an_attribute_may_be_none_after_a_report(hall: Hall) -> None:
+    study = new(hall, 1)
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.report(1.0, 0)
+        set_system_attr(trial, "k", None)
+        trial.set_user_attr("k", None)
+        return 1.0
+
+    assert Worker(study, hall, objective, "w", "cpu").run() == 0
+    assert causes(study) == [("complete", None)]
