@@ -32,8 +32,11 @@ QUEUE_SECONDS = 600.0
 TRUSTED_SECONDS = 1.0
 """After so many seconds without a statement, a connection is checked before a creation."""
 
-REPEATABLE = ("40001", "40P01")
-"""SQLSTATE of transactions that PostgreSQL itself asks to be repeated."""
+BUSY = ("55P03", "57014")
+"""SQLSTATE of statements that waited for a lock, or ran, for longer than they may."""
+
+REPEATABLE = ("40001", "40P01", *BUSY)
+"""SQLSTATE of transactions that were rolled back and may succeed when they are repeated."""
 
 REPLAN = 16
 """After so many statements a connection plans anew, then after twice as many, and so on.

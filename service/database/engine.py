@@ -26,10 +26,13 @@ NETWORK: dict[str, Any] = {
 
 BOUNDS = {
     "statement_timeout": "60s",
-    "lock_timeout": "30s",
+    "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "60s",
 }
-"""Generous: a suspended worker must not hold a row for ever, nor a lost lock block a worker."""
+"""Generous: a suspended worker must not hold a row for ever, nor a lost lock block a worker.
+
+A worker waits for a lock again and again, and renews its lease in between (SharedConnection).
+"""
 
 PLANS = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
 """Settings for the storage's SQL functions, whose plans a connection keeps.
@@ -132,6 +135,8 @@ def unreachable(url: str | URL | None, error: DBAPIError) -> str:
     """One line: where we knocked, what the server (or the network) said, what to do."""
     said = reason(error)
     where = describe(url) if url is not None else "in use"
+    if getattr(error.orig, "pgcode", None) in ("55P03", "57014"):
+        return f"the database {where} is busy: {said}: see what holds a lock in pg_stat_activity"
     start = START_EMBEDDED if "/postgres/data" in f"{where} {error.orig}" else START_IT
     cure = next((cure for sign, cure in CURES.items() if sign in said), start)
     return f"cannot reach the database {where}: {said}: {cure}"

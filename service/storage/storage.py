@@ -77,16 +77,25 @@ class StudyStorage(TrialStore):
         for leased in self._leased.values():
             leased.cause, leased.detail = cause, detail
 
-    def flush(self, trial_id: int | None = None) -> None:
+    def flush(self, trial_id: int | None = None, *, wait: bool = True) -> None:
         """Write the waiting suggestions of one leased trial, or of all.
+
+        Args:
+            trial_id: A leased trial, or None for all.
+            wait: Whether to wait for another thread that is writing to the database.
 
         Raises:
             StaleLease: The trial has passed to another worker.
         """
         chosen = [*self._leased.values()] if trial_id is None else [self._leased.get(trial_id)]
         for leased in chosen:
-            if leased is not None and (leased.pending or leased.notes):
-                self._write_leased(leased, Batch())
+            if leased is None or not (leased.pending or leased.notes):
+                continue
+            if self._lock.acquire(blocking=wait):
+                try:
+                    self._write_leased(leased, Batch())
+                finally:
+                    self._lock.release()
 
     def forget_waiting(self, trial_id: int) -> None:
         """Drop what waits to be written to a leased trial, because it cannot be written."""
@@ -191,9 +200,8 @@ class StudyStorage(TrialStore):
 
     def mark_stale(self, lease: Lease) -> None:
         """Note that the lease is stale: its trial writes nothing more."""
-        with self._lock:
-            if leased := self._leased.get(lease.trial_id):
-                leased.is_stale = True
+        if leased := self._leased.get(lease.trial_id):
+            leased.is_stale = True
 
     def holds(self, trial_id: int) -> bool:
         """Whether this process has the lease of a trial that has not ended."""

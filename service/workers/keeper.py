@@ -83,17 +83,17 @@ class LeaseKeeper(threading.Thread):
                 # With a single try, this thread does not hold the storage's lock while the
                 # database is away, and training continues.
                 with SharedConnection.of(self._engine).without_retries():
-                    self._write_parameters()
                     if time.monotonic() >= due:
                         due = time.monotonic() + interval
                         self._refresh()
+                    self._write_parameters()
             except (SQLAlchemyError, StorageInternalError) as error:
                 reason = str(error).splitlines()[0]
                 log.warning("the lease could not be renewed, trying again: %s", reason)
 
     def _write_parameters(self) -> None:
         try:
-            self._storage.flush()
+            self._storage.flush(wait=False)
         except StaleLease:
             self._stale = True
         except (SQLAlchemyError, StorageInternalError):

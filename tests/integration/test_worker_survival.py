@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ import stubs
 from optuna.trial import TrialState
 
 from service import Budget, Hall, Spec, Study
+from service.settings import normalize_url
 from service.storage import leases
 from service.workers.worker import Worker
 
@@ -236,3 +238,63 @@ def test_an_attribute_may_be_none_after_a_report(hall: Hall) -> None:
 
     assert Worker(study, hall, objective, "w", "cpu").run() == 0
     assert causes(study) == [("complete", None)]
+
+
+@pytest.fixture
+def impatient(hall: Hall) -> Hall:
+    """The hall with locks that are waited for 0.2 s at a time, and leases of one second."""
+    url = normalize_url(hall.url).update_query_dict({"options": "-c lock_timeout=200ms"})
+    return Hall(
+        replace(
+            hall.settings,
+            database_url=url.render_as_string(hide_password=False),
+            lease_seconds=1.0,
+        )
+    )
+
+
+def test_a_lock_that_is_held_long_delays_the_end_of_a_trial_and_loses_nothing(
+    hall: Hall, impatient: Hall, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = new(hall, 1)
+    claimed: list[object] = []
+    index = hall.engine.connect()
+
+    def release() -> None:
+        claimed.append(leases.claim(impatient.engine, study.study_id, "other", 60.0))
+        index.commit()
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("x", 0, 1)
+        # As CREATE INDEX does: it reads, and nobody writes.
+        index.execute(sqlalchemy.text("LOCK TABLE trial_values, trial_params IN SHARE MODE"))
+        threading.Timer(3.0, release).start()
+        return 1.0
+
+    with caplog.at_level(logging.WARNING, "studyhall"):
+        mine = Hall(impatient.settings)
+        assert Worker(mine.study("s"), mine, objective, "w", "cpu").run() == 0
+    index.close()
+    assert claimed == [None]
+    (row,) = study.records()
+    assert (row["state"], row["value"], row["attempts"]) == ("complete", 1.0, 1)
+    assert "cannot reach" not in caplog.text
+
+
+def test_a_report_that_meets_a_lock_is_written_later(
+    hall: Hall, impatient: Hall, caplog: pytest.LogCaptureFixture
+) -> None:
+    new(hall, 1)
+
+    def objective(trial: optuna.Trial) -> float:
+        with hall.engine.begin() as index:
+            index.execute(sqlalchemy.text("LOCK TABLE trial_intermediate_values IN SHARE MODE"))
+            trial.report(1.0, 0)
+        trial.report(2.0, 1)
+        return 1.0
+
+    with caplog.at_level(logging.WARNING, "studyhall"):
+        study = impatient.study("s")
+        assert Worker(study, impatient, objective, "w", "cpu").run() == 0
+    assert study.records()[0]["intermediate_values"] == {0: 1.0, 1: 2.0}
+    assert "is busy: canceling statement due to lock timeout" in caplog.text
