@@ -71,7 +71,7 @@ class TrialRunner:
             DatabaseError: The database has been out of reach for too long.
             ConfigurationError: The objective reports a wrong configuration.
         """
-        files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number))
+        files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number), lease.token)
         try:
             trial = self._trial(lease, files)
             outcome = self._evaluate(trial)
