@@ -117,12 +117,12 @@ class Pool:
         if progress is None:
             return self._signal is None
         self._show_progress(progress)
-        self._kill_overdue()
+        self._unless_away(self._kill_overdue)
         for slot in self._slots:
             self._reap(slot, progress)
         if self._signal is not None or self._code:
             return False
-        self._add_workers()
+        self._unless_away(self._add_workers)
         if any(slot.alive for slot in self._slots):
             return True
         return self._wait_for_others(progress)
@@ -140,6 +140,18 @@ class Pool:
             return None
         self._outage.end()
         return progress
+
+    def _unless_away(self, action: Callable[[], None]) -> None:
+        """Do the action; if the database is away, a later tick does it.
+
+        Raises:
+            DatabaseError: The outage has lasted too long.
+        """
+        try:
+            with self._outage.single_try():
+                action()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            self._outage.record(error)
 
     def _kill_overdue(self) -> None:
         """Kill workers that ignore signals although the time of their trial is over."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psycopg2
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from service import Budget, Hall, Spec, Study
 from service.storage import leases
@@ -94,3 +98,33 @@ def test_an_objective_that_ends_its_process_fails_and_the_pool_goes_on(
     states = [(row["state"], row["cause"]) for row in study.records()]
     assert states == [("fail", "lost"), ("complete", None), ("complete", None)]
     assert sum(f"died (exit code {code}); starting another one" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("question", ["overdue", "done"])
+def test_an_outage_while_the_pool_looks_after_its_workers_ends_nothing(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    answer, asked = getattr(leases, question), []
+
+    def away_at_first(*arguments: Any) -> Any:
+        asked.append(question)
+        if len(asked) == 1:
+            raise OperationalError("SELECT", {}, psycopg2.OperationalError("it went away"))
+        return answer(*arguments)
+
+    monkeypatch.setattr(leases, question, away_at_first)
+    monkeypatch.setattr("service.workers.pool.OVERDUE_SECONDS", 0.0)
+    study = hall.create("s", Spec("stubs:quick"), Budget(3))
+    lines: list[str] = []
+    capacity = SimpleNamespace(more_devices=list)
+    one = Pool(
+        hall,
+        study,
+        [Device("cpu", 1)],
+        lines.append,
+        path=str(TESTS),
+        gpu_capacity=capacity,  # type: ignore[arg-type]
+    )
+    assert one.run() == 0
+    assert study.progress().complete == 3
+    assert any("it went away" in line for line in lines)
