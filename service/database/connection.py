@@ -117,9 +117,14 @@ class SharedConnection:
         self._connection = None
 
     def release(self) -> None:
-        """Give the connection back to the pool; the next statement takes one again."""
+        """Close all unused connections to the server; the next statement makes one again.
+
+        A connection that only went back to its pool would still take one of the server's places.
+        """
         with self._lock:
             self._drop()
+            if engine := self._engine():
+                engine.dispose()
 
     def _query(self, sql: str, values: Mapping[str, Any] | None, *, repeatable: bool) -> Any:
         sent = False

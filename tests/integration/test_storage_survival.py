@@ -186,3 +186,21 @@ def test_a_single_try_does_not_wait_for_a_database(tmp_path: Path) -> None:
         with pytest.raises(sqlalchemy.exc.OperationalError):
             connection.query("SELECT 1")
     assert time.monotonic() - began < 10
+
+
+def test_a_released_connection_leaves_its_place_to_others(limited_url: str) -> None:
+    engines = [database.create_engine(limited_url) for _ in range(3)]
+    for engine in engines:  # the role may have one connection
+        connection = SharedConnection(engine, retry_seconds=0.0)
+        with connection.without_retries():
+            assert connection.query("SELECT 1") == 1
+        connection.release()
+    for engine in engines:
+        with engine.connect():
+            pass
+        connection = SharedConnection.of(engine)
+        with connection.without_retries():
+            assert connection.query("SELECT 1") == 1
+        connection.release()
+        assert connection.query("SELECT 1") == 1
+        connection.release()
