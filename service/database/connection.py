@@ -72,6 +72,8 @@ class SharedConnection:
         self._connection: Connection | None = None
         self._used = 0.0
         self._sent = 0
+        self._lost_at: float | None = None
+        self._outage = (0.0, 0.0)
 
     @classmethod
     def of(cls, engine: Engine) -> SharedConnection:
@@ -111,6 +113,30 @@ class SharedConnection:
         """Seconds since the last statement."""
         return time.monotonic() - self._used
 
+    def note_outage(self, seconds: float) -> None:
+        """Note an outage of so many seconds, which has ended now."""
+        self._outage = (seconds, time.monotonic())
+
+    def seconds_until_settled(self, seconds: float) -> float:
+        """How long until the database has been back for so long; 0 without an outage as long."""
+        lasted, ended = self._outage
+        if lasted < seconds:
+            return 0.0
+        return max(0.0, ended + seconds - time.monotonic())
+
+    @contextlib.contextmanager
+    def _noting_outages(self) -> Iterator[None]:
+        """Measure how long no statement inside succeeds."""
+        try:
+            yield
+        except DBAPIError as error:
+            if is_lost(error) and self._lost_at is None:
+                self._lost_at = time.monotonic()
+            raise
+        if self._lost_at is not None:
+            self.note_outage(time.monotonic() - self._lost_at)
+            self._lost_at = None
+
     def abandon(self) -> None:
         """Leave the connection to the process that this one was forked from."""
         self._lock = threading.RLock()
@@ -132,7 +158,7 @@ class SharedConnection:
         def attempt() -> Any:
             nonlocal sent
             sent = False
-            with self._lock:
+            with self._lock, self._noting_outages():
                 connection = self._ready(check=not repeatable)
                 sent = True
                 return self._send(connection, sql, values)

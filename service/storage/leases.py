@@ -30,8 +30,13 @@ RETURNING json_build_array(
 FREE_WORKER = """-- End the leases of a dead worker.
 UPDATE service.leases SET expires_at = '-infinity'
  WHERE worker = %(worker)s AND expires_at > '-infinity' RETURNING trial_id"""
-ABANDON = """-- End the lease and the attempt of a trial that somebody else has ended.
-WITH ended AS (
+ABANDON = """-- Leave a trial: a live worker's attempt has expired; it is not lost.
+-- If somebody else has ended the trial, end the lease and the attempt.
+WITH alive AS (
+    UPDATE service.attempts SET cause = 'expired'
+     WHERE trial_id = %(trial_id)s AND attempt = %(attempt)s AND worker = %(worker)s
+       AND cause = 'lost'),
+ended AS (
     DELETE FROM service.leases l USING trials t
      WHERE l.trial_id = %(trial_id)s AND l.token = %(token)s AND t.trial_id = l.trial_id
        AND t.state NOT IN ('RUNNING', 'WAITING')
@@ -130,8 +135,12 @@ def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
 
 
 def abandon(engine: Engine, lease: Lease) -> None:
-    """Leave a trial whose lease is stale; close the attempt if somebody else ended the trial."""
-    SharedConnection.of(engine).query(ABANDON, lease.key)
+    """Leave a trial whose lease is stale; close the attempt if somebody else ended the trial.
+
+    The attempt of a worker that says so itself does not count as a death.
+    """
+    arguments = {**lease.key, "attempt": lease.attempt, "worker": lease.worker}
+    SharedConnection.of(engine).query(ABANDON, arguments)
 
 
 def stale(lease: Lease) -> StaleLease:

@@ -88,6 +88,7 @@ class LeaseKeeper(threading.Thread):
                         self._refresh()
                     self._write_parameters()
             except (SQLAlchemyError, StorageInternalError) as error:
+                due = time.monotonic()  # as soon as the database is back, before others claim
                 reason = str(error).splitlines()[0]
                 log.warning("the lease could not be renewed, trying again: %s", reason)
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from dataclasses import replace
 
@@ -20,11 +21,12 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
+from service.database.connection import SharedConnection
 from service.errors import StudyhallError, UnknownStudy
 from service.studies.hall import Hall
 from service.workers.assignment import Assignment
 from service.workers.limits import RECYCLE, own_code
-from service.workers.outage import patiently
+from service.workers.outage import PAUSE_SECONDS, patiently
 from service.workers.signals import use_signal_stack
 from service.workers.worker import Worker
 
@@ -74,7 +76,10 @@ def run_worker(assignment: Assignment) -> int:
         StudyhallError: This worker cannot work, or not any longer.
     """
     patience = assignment.database_patience
+    began = time.monotonic()
     hall = patiently(lambda: Hall(assignment.settings), patience)
+    if (waited := time.monotonic() - began) > PAUSE_SECONDS:
+        SharedConnection.of(hall.engine).note_outage(waited)
     try:
         return _work(hall, assignment)
     except (SQLAlchemyError, StorageInternalError) as error:

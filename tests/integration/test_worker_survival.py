@@ -19,8 +19,11 @@ import stubs
 from optuna.trial import TrialState
 
 from service import Budget, Hall, Spec, Study
+from service.database.connection import SharedConnection
 from service.settings import normalize_url
 from service.storage import leases
+from service.storage.leases import Lease
+from service.workers import presence
 from service.workers.worker import Worker
 
 
@@ -298,3 +301,65 @@ def test_a_report_that_meets_a_lock_is_written_later(
         assert Worker(study, impatient, objective, "w", "cpu").run() == 0
     assert study.records()[0]["intermediate_values"] == {0: 1.0, 1: 2.0}
     assert "is busy: canceling statement due to lock timeout" in caplog.text
+
+
+def join(hall: Hall, study: Study, worker: str) -> None:
+    presence.join(hall.engine, study.study_id, presence.WorkerProcess(worker, "host", 1, "cpu"))
+
+
+def expire(hall: Hall, study: Study, worker: str) -> Lease | None:
+    """A claim whose lease has expired already, as after an outage."""
+    return leases.claim(hall.engine, study.study_id, worker, 0.0)
+
+
+def test_leases_that_expire_in_outages_are_no_deaths(hall: Hall) -> None:
+    study = new(hall, 1, max_attempts=2)
+    for index in range(6):
+        join(hall, study, f"w{index}")
+        lease = expire(hall, study, f"w{index}")
+        assert lease is not None and lease.attempt == index + 1
+        for other in range(index):
+            presence.refresh(hall.engine, f"w{other}")
+    assert Worker(study, hall, stubs.quick, "last", "cpu").run() == 0
+    assert causes(study) == [("complete", None)]
+
+
+def test_workers_that_are_never_seen_again_count_as_dead(hall: Hall) -> None:
+    study = new(hall, 1, max_attempts=2)
+    for index in range(3):  # the last one may still be alive
+        join(hall, study, f"w{index}")
+        assert expire(hall, study, f"w{index}") is not None
+    assert Worker(study, hall, stubs.quick, "last", "cpu").run() == 0
+    assert causes(study) == [("fail", "lost")]
+
+
+def test_a_worker_that_finds_its_lease_expired_says_that_it_lives(hall: Hall) -> None:
+    study = new(hall, 1, max_attempts=1)
+    taken = []
+
+    def slow(trial: optuna.Trial) -> float:
+        if not taken:
+            with hall.engine.begin() as connection:
+                late = "UPDATE service.leases SET expires_at = now() - interval '1 second'"
+                connection.execute(sqlalchemy.text(late))
+            taken.append(expire(hall, study, "other"))
+        trial.report(1.0, 0)
+        return 1.0
+
+    assert Worker(study, hall, slow, "slow", "cpu").run() == 0
+    (row,) = study.records()
+    assert row["history"][0]["cause"] == "expired"
+
+
+def test_after_an_outage_running_trials_renew_before_others_claim(hall: Hall) -> None:
+    study = new(hall, 1)
+    mine = expire(hall, study, "running")
+    assert mine is not None
+    worker = Worker(study, hall, stubs.quick, "idle", "cpu")
+    SharedConnection.of(hall.engine).note_outage(10.0)
+    renewal = threading.Timer(0.5, leases.renew, (hall.engine, mine, 60.0))
+    renewal.start()
+    assert worker.run() == 0
+    renewal.join()
+    (row,) = study.records()
+    assert (row["state"], row["worker"], row["attempts"]) == ("running", "running", 1)
