@@ -9,7 +9,11 @@ study.progress()
 
 from __future__ import annotations
 
-from service.errors import (
+from service import interrupt  # isort: skip
+
+interrupt.guard_imports()
+
+from service.errors import (  # noqa: E402
     ConfigurationError,
     DatabaseError,
     DataMismatch,
@@ -20,11 +24,11 @@ from service.errors import (
     UnknownStudy,
     WorkFailed,
 )
-from service.settings import Settings
-from service.studies.hall import Hall, connect, storage
-from service.studies.progress import Best, Progress
-from service.studies.spec import Budget, Spec
-from service.studies.study import Study
+from service.settings import Settings  # noqa: E402
+from service.studies.hall import Hall, connect, storage  # noqa: E402
+from service.studies.progress import Best, Progress  # noqa: E402
+from service.studies.spec import Budget, Spec  # noqa: E402
+from service.studies.study import Study  # noqa: E402
 
 __all__ = [
     "Best",

@@ -12,7 +12,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import database
+from service import database, interrupt
 from service.cli.console import err
 from service.cli.main import main as command
 from service.errors import StudyhallError
@@ -26,8 +26,10 @@ def main() -> None:
     warnings.simplefilter("ignore", ExperimentalWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        interrupt.end_guard()
         command.main(standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        err.print("studyhall: interrupted", markup=False)
         sys.exit(130)
     except click.UsageError as error:
         sys.exit(print_usage_error(error))
@@ -38,8 +40,6 @@ def main() -> None:
         sys.exit(print_error(error))
     except (SQLAlchemyError, StorageInternalError) as error:
         sys.exit(print_error(database.failure(None, error)))
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

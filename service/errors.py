@@ -60,5 +60,9 @@ class SchemaOutOfDate(DatabaseError):
     """The database's schema is out of date: run `studyhall db upgrade`."""
 
 
-class StaleLease(StudyhallError):
-    """The trial's lease has passed to another worker."""
+class StaleLease(BaseException):
+    """The trial's lease has passed to another worker, or somebody else has ended the trial.
+
+    Not an Exception, so that ``except Exception`` in an objective does not catch it: the trial's
+    worker does. Trials without a lease, which plain Optuna runs, never raise it.
+    """

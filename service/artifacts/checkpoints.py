@@ -3,6 +3,11 @@
 The objective makes the bytes and reads them back; this module stores them with their SHA-256 in
 front. The last two checkpoints of a trial are kept. If one is damaged or missing, the one before
 it is used, or else the trial starts from the beginning.
+
+Files are fenced by the lease's token, which is in their name and in their first line. An attempt
+that takes a trial over writes an owner file with its token, which names the checkpoints that are
+valid at this moment. From then on only these and the files of this token, or newer ones, count:
+what a stale worker still writes is not loaded, and a stale worker deletes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +27,10 @@ log = logging.getLogger("studyhall")
 KEPT = 2
 """Checkpoints of one trial that are kept."""
 
-SUFFIX = ".ckpt"
+CHECKPOINT = re.compile(r"(?:(\d+)-)?(\d+)\.ckpt")
+"""Token and epoch. Earlier versions wrote no token."""
+
+OWNER = re.compile(r"(\d+)\.owner")
 
 
 class DamagedCheckpoint(Exception):
@@ -42,11 +51,14 @@ class TrialCheckpoints:
     Args:
         store: The artifact store.
         folder: The trial's own folder in the store.
+        token: The token of the attempt's lease.
     """
 
-    def __init__(self, store: Store, folder: str) -> None:
+    def __init__(self, store: Store, folder: str, token: int = 0) -> None:
         self._store = store
         self._folder = folder
+        self._token = token
+        self._inherited: list[str] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -65,11 +77,18 @@ class TrialCheckpoints:
         self._pending = self._writer.submit(self._write, epoch, state)
 
     def load(self) -> SavedState | None:
-        """The newest undamaged checkpoint, or None."""
-        for name in reversed(self._names()):
+        """The newest undamaged checkpoint, or None; from now on, older tokens' files are void."""
+        try:
+            names = self._valid_names()
+            self._inherited = names[-KEPT:]
+        except Exception as error:  # file systems and object stores raise many types
+            log.warning("checkpoints cannot be read from %s: %s", self._store.url, error)
+            return None
+        self._write_owner()
+        for name in reversed(names):
             try:
                 return self._read(name)
-            except (DamagedCheckpoint, OSError) as error:
+            except Exception as error:
                 log.warning("checkpoint %s/%s cannot be used: %s", self._folder, name, error)
         return None
 
@@ -89,7 +108,7 @@ class TrialCheckpoints:
         self.wait()
         try:
             self._store.remove(self._folder)
-        except OSError as error:
+        except Exception as error:
             log.warning("checkpoints cannot be deleted from %s: %s", self._store.url, error)
 
     def close(self) -> None:
@@ -99,10 +118,45 @@ class TrialCheckpoints:
 
     def _write(self, epoch: int, state: bytes) -> None:
         digest = hashlib.sha256(state).hexdigest()
-        header = json.dumps({"epoch": epoch, "size": len(state), "sha256": digest}).encode()
-        self._store.write(f"{self._folder}/{epoch:08d}{SUFFIX}", header + b"\n" + state)
-        for name in self._names()[:-KEPT]:
+        fields = {"token": self._token, "epoch": epoch, "size": len(state), "sha256": digest}
+        name = f"{self._token:012d}-{epoch:08d}.ckpt"
+        self._store.write(f"{self._folder}/{name}", json.dumps(fields).encode() + b"\n" + state)
+        self._remove_old(self._store.names(self._folder))
+
+    def _remove_old(self, names: list[str]) -> None:
+        """Delete what this attempt's newest checkpoints replace, unless the lease is stale."""
+        owners = {name: int(found[1]) for name in names if (found := OWNER.fullmatch(name))}
+        tokens = [_order(name)[0] for name in names if CHECKPOINT.fullmatch(name)]
+        if max([*owners.values(), *tokens]) > self._token:
+            return
+        valid = [
+            name
+            for name in _checkpoints(names)
+            if _order(name)[0] == self._token or name in self._inherited
+        ]
+        old = [name for name, token in owners.items() if token < self._token]
+        for name in [*old, *(name for name in _checkpoints(names) if name not in valid[-KEPT:])]:
             self._store.remove(f"{self._folder}/{name}")
+
+    def _write_owner(self) -> None:
+        content = json.dumps(self._inherited).encode()
+        try:
+            self._store.write(f"{self._folder}/{self._token:012d}.owner", content)
+        except Exception as error:
+            log.warning("the owner file cannot be written to %s: %s", self._store.url, error)
+
+    def _valid_names(self) -> list[str]:
+        """The checkpoints that may be loaded, the newest last."""
+        names = self._store.names(self._folder)
+        owners = [name for name in names if OWNER.fullmatch(name)]
+        if not owners:
+            return _checkpoints(names)
+        newest = max(owners, key=_owner_token)
+        inherited = json.loads(self._store.read(f"{self._folder}/{newest}"))
+        token = _owner_token(newest)
+        return [
+            name for name in _checkpoints(names) if _order(name)[0] >= token or name in inherited
+        ]
 
     def _read(self, name: str) -> SavedState:
         first_line, _, state = self._store.read(f"{self._folder}/{name}").partition(b"\n")
@@ -110,11 +164,26 @@ class TrialCheckpoints:
             header: dict[str, Any] = json.loads(first_line)
         except ValueError:
             raise DamagedCheckpoint("its first line cannot be read") from None
+        if header.get("token", 0) != _order(name)[0]:
+            raise DamagedCheckpoint("its name has another token than its first line")
         if len(state) != header.get("size"):
             raise DamagedCheckpoint(f"it has {len(state)} of {header.get('size')} bytes")
         if hashlib.sha256(state).hexdigest() != header.get("sha256"):
             raise DamagedCheckpoint("its SHA-256 differs from the one in its first line")
         return SavedState(int(header["epoch"]), state)
 
-    def _names(self) -> list[str]:
-        return [name for name in self._store.names(self._folder) if name.endswith(SUFFIX)]
+
+def _checkpoints(names: list[str]) -> list[str]:
+    """The checkpoints among the names of files, the newest last."""
+    return sorted((name for name in names if CHECKPOINT.fullmatch(name)), key=_order)
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Token and epoch of a checkpoint."""
+    found = CHECKPOINT.fullmatch(name)
+    assert found is not None
+    return int(found[1] or 0), int(found[2])
+
+
+def _owner_token(name: str) -> int:
+    return int(name.partition(".")[0])

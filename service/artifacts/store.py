@@ -5,6 +5,7 @@ A URL such as ``s3://bucket/prefix`` is for machines that share no folder.
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import threading
@@ -12,6 +13,8 @@ import threading
 import fsspec
 
 from service.errors import ConfigurationError
+
+log = logging.getLogger("studyhall")
 
 
 class Store:
@@ -25,18 +28,24 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
+            self._open()
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
                 f"the artifact store {url!r} cannot be used: {str(error).splitlines()[0]}"
             ) from error
-        self.url = url
-        self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+        except Exception as error:  # some file systems connect at once; each use tries again
+            log.warning("the artifact store %s cannot be reached: %s", url, error)
+            return
         if self._local and os.path.exists(self._root) and not os.path.isdir(self._root):
             raise ConfigurationError(
                 f"the artifact store {url!r} cannot be used: it is a file, not a folder"
             )
+
+    def _open(self) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file or nothing. Once this returns, the file survives a power cut.
@@ -55,12 +64,14 @@ class Store:
         Raises:
             FileNotFoundError: No file has that name.
         """
-        return bytes(self._fs.cat_file(self._path(name)))
+        path = self._path(name)
+        return bytes(self._fs.cat_file(path))
 
     def names(self, folder: str) -> list[str]:
         """The names of the files in a folder, sorted; none if there is no such folder."""
         try:
-            paths = self._fs.ls(self._path(folder), detail=False)
+            path = self._path(folder)
+            paths = self._fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
         return sorted(posixpath.basename(path) for path in paths)
@@ -68,11 +79,14 @@ class Store:
     def remove(self, name: str) -> None:
         """Delete a file, or a folder with all its files. A missing name is no error."""
         try:
-            self._fs.rm(self._path(name), recursive=True)
+            path = self._path(name)
+            self._fs.rm(path, recursive=True)
         except FileNotFoundError:
             return
 
     def _path(self, name: str) -> str:
+        if not hasattr(self, "_fs"):
+            self._open()
         return posixpath.join(self._root, name)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import tenacity
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 RETRY_SECONDS = 60.0
 """Seconds for which a server that restarts or is out of reach is tried again."""
@@ -32,8 +32,11 @@ QUEUE_SECONDS = 600.0
 TRUSTED_SECONDS = 1.0
 """After so many seconds without a statement, a connection is checked before a creation."""
 
-REPEATABLE = ("40001", "40P01")
-"""SQLSTATE of transactions that PostgreSQL itself asks to be repeated."""
+BUSY = ("55P03", "57014")
+"""SQLSTATE of statements that waited for a lock, or ran, for longer than they may."""
+
+REPEATABLE = ("40001", "40P01", *BUSY)
+"""SQLSTATE of transactions that were rolled back and may succeed when they are repeated."""
 
 REPLAN = 16
 """After so many statements a connection plans anew, then after twice as many, and so on.
@@ -69,6 +72,8 @@ class SharedConnection:
         self._connection: Connection | None = None
         self._used = 0.0
         self._sent = 0
+        self._lost_at: float | None = None
+        self._outage = (0.0, 0.0)
 
     @classmethod
     def of(cls, engine: Engine) -> SharedConnection:
@@ -96,16 +101,41 @@ class SharedConnection:
     @contextlib.contextmanager
     def without_retries(self) -> Iterator[None]:
         """Inside, on this thread, no statement is sent a second time."""
+        before = getattr(self._without_retries, "on", False)
         self._without_retries.on = True
         try:
             yield
         finally:
-            self._without_retries.on = False
+            self._without_retries.on = before
 
     @property
     def idle(self) -> float:
         """Seconds since the last statement."""
         return time.monotonic() - self._used
+
+    def note_outage(self, seconds: float) -> None:
+        """Note an outage of so many seconds, which has ended now."""
+        self._outage = (seconds, time.monotonic())
+
+    def seconds_until_settled(self, seconds: float) -> float:
+        """How long until the database has been back for so long; 0 without an outage as long."""
+        lasted, ended = self._outage
+        if lasted < seconds:
+            return 0.0
+        return max(0.0, ended + seconds - time.monotonic())
+
+    @contextlib.contextmanager
+    def _noting_outages(self) -> Iterator[None]:
+        """Measure how long no statement inside succeeds."""
+        try:
+            yield
+        except DBAPIError as error:
+            if is_lost(error) and self._lost_at is None:
+                self._lost_at = time.monotonic()
+            raise
+        if self._lost_at is not None:
+            self.note_outage(time.monotonic() - self._lost_at)
+            self._lost_at = None
 
     def abandon(self) -> None:
         """Leave the connection to the process that this one was forked from."""
@@ -113,9 +143,14 @@ class SharedConnection:
         self._connection = None
 
     def release(self) -> None:
-        """Give the connection back to the pool; the next statement takes one again."""
+        """Close all unused connections to the server; the next statement makes one again.
+
+        A connection that only went back to its pool would still take one of the server's places.
+        """
         with self._lock:
             self._drop()
+            if engine := self._engine():
+                engine.dispose()
 
     def _query(self, sql: str, values: Mapping[str, Any] | None, *, repeatable: bool) -> Any:
         sent = False
@@ -123,7 +158,7 @@ class SharedConnection:
         def attempt() -> Any:
             nonlocal sent
             sent = False
-            with self._lock:
+            with self._lock, self._noting_outages():
                 connection = self._ready(check=not repeatable)
                 sent = True
                 return self._send(connection, sql, values)
@@ -143,7 +178,7 @@ class SharedConnection:
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
         """Whether a statement that has failed is given up."""
-        if getattr(self._without_retries, "now", False):
+        if getattr(self._without_retries, "on", False):
             return True
         error = state.outcome.exception() if state.outcome else None
         limit = max(QUEUE_SECONDS, self.retry_seconds) if _is_full(error) else self.retry_seconds
@@ -222,6 +257,17 @@ def is_lost(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError | InterfaceError) and not any(
         sign in str(error.orig) for sign in never
     )
+
+
+def is_refused_value(error: BaseException) -> bool:
+    """Whether a statement fails because of the values in it, or before it is sent."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, DBAPIError):
+        found = found.__cause__
+    if found is None:
+        return not isinstance(error, SQLAlchemyError)
+    # 22: data exception; 23: integrity; 54: limits of the program.
+    return str(getattr(found.orig, "pgcode", None)).startswith(("22", "23", "54"))
 
 
 def _translated(error: DBAPIError) -> Exception:

@@ -26,10 +26,13 @@ NETWORK: dict[str, Any] = {
 
 LIMITS = {
     "statement_timeout": "60s",
-    "lock_timeout": "30s",
+    "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "60s",
 }
-"""PostgreSQL's limits: a suspended worker's rows are released, and waiting for a lock ends."""
+"""PostgreSQL's limits: a suspended worker's rows are released, and waiting for a lock ends.
+
+A worker asks for a lock again, and renews its lease in between (`SharedConnection`).
+"""
 
 PLANS = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
 """Settings for the storage's SQL functions, whose plans a connection keeps.
@@ -132,6 +135,8 @@ def unreachable(url: str | URL | None, error: DBAPIError) -> str:
     """One line: the database, the reason from the server or the network, what to do."""
     why = reason(error)
     where = describe(url) if url is not None else "in use"
+    if getattr(error.orig, "pgcode", None) in ("55P03", "57014"):
+        return f"the database {where} is busy: {why}: see what holds a lock in pg_stat_activity"
     start = START_EMBEDDED if "/postgres/data" in f"{where} {error.orig}" else START_SERVER
     cure = next((cure for symptom, cure in CURES.items() if symptom in why), start)
     return f"cannot reach the database {where}: {why}: {cure}"

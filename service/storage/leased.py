@@ -7,11 +7,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from service.storage import announcements, leases, rows
 from service.storage.leases import Lease
 from service.storage.writes import Batch
+
+MAX_NAME = 512
+"""Characters of a parameter's name or an attribute's key, in Optuna's tables."""
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that the database will refuse, before it waits with others.
+
+    Raises:
+        StorageInternalError: It is too long, as stock Optuna's storage says.
+        ValueError: It has NUL or a lone surrogate, as the database's driver says.
+    """
+    if len(name) > MAX_NAME:
+        raise StorageInternalError(f"a name has at most {MAX_NAME} characters, not {len(name)}")
+    if "\0" in name:
+        raise ValueError(f"the name {name[:60]!r} has a NUL character")
+    name.encode()
 
 
 @dataclass
@@ -47,6 +65,8 @@ class LeasedTrial:
         """Set a parameter, which then waits; the first value of a name stays."""
         if name in self.trial.distributions:
             return
+        check_name(name)
+        rows.distribution_text(distribution)
         value = distribution.to_external_repr(internal)
         self.pending[name] = (internal, distribution)
         self.trial = rows.changed(
@@ -63,6 +83,9 @@ class LeasedTrial:
         """
         if not batch.system or batch.user or batch.steps or self.trial.intermediate_values:
             return False
+        for key in batch.system:
+            check_name(key)
+        batch.arguments()
         self.notes |= batch.system
         self.apply(batch)
         return True
@@ -82,7 +105,7 @@ class LeasedTrial:
         for name in batch.params:
             self.pending.pop(name, None)
         for key, value in batch.system.items():
-            if self.notes.get(key) is value:
+            if key in self.notes and self.notes[key] is value:
                 del self.notes[key]
         self.apply(batch)
 

@@ -19,16 +19,30 @@ from service.storage import rows
 
 CLAIM = """-- A trial to run, with its lease; null if there is nothing to do.
 SELECT service.claim(%(study_id)s, %(worker)s, %(seconds)s)::text"""
-RENEW = """-- Renew the lease unless it was given back; return the study's orders.
+RENEW = """-- Renew the lease unless it or its trial was ended; return the study's orders.
 UPDATE service.leases l SET expires_at = clock_timestamp() + %(seconds)s * interval '1 second'
   FROM service.studies s
  WHERE l.trial_id = %(trial_id)s AND l.token = %(token)s AND s.study_id = l.study_id
    AND l.expires_at > '-infinity'
+   AND EXISTS (SELECT FROM trials t WHERE t.trial_id = l.trial_id AND t.state = 'RUNNING')
 RETURNING json_build_array(
     s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp())::text"""
 FREE_WORKER = """-- End the leases of a dead worker.
-UPDATE service.leases SET expires_at = '-infinity' WHERE worker = %(worker)s
-RETURNING trial_id"""
+UPDATE service.leases SET expires_at = '-infinity'
+ WHERE worker = %(worker)s AND expires_at > '-infinity' RETURNING trial_id"""
+ABANDON = """-- Leave a trial: a live worker's attempt has expired; it is not lost.
+-- If somebody else has ended the trial, end the lease and the attempt.
+WITH alive AS (
+    UPDATE service.attempts SET cause = 'expired'
+     WHERE trial_id = %(trial_id)s AND attempt = %(attempt)s AND worker = %(worker)s
+       AND cause = 'lost'),
+ended AS (
+    DELETE FROM service.leases l USING trials t
+     WHERE l.trial_id = %(trial_id)s AND l.token = %(token)s AND t.trial_id = l.trial_id
+       AND t.state NOT IN ('RUNNING', 'WAITING')
+    RETURNING l.trial_id, l.attempt)
+SELECT service.close_attempt(trial_id, attempt, 'ended', 'somebody else ended the trial')::text
+  FROM ended"""
 RELEASE = """-- Give the trial back, so that no worker has to wait for the lease to expire.
 SELECT service.release(%(trial_id)s, %(token)s, %(cause)s, %(detail)s)"""
 OVERDUE = """-- Workers that hold a trial beyond its time limit or the study's deadline.
@@ -120,9 +134,18 @@ def renew(engine: Engine, lease: Lease, seconds: float) -> Orders:
     return Orders(*orders)
 
 
+def abandon(engine: Engine, lease: Lease) -> None:
+    """Leave a trial whose lease is stale; close the attempt if somebody else ended the trial.
+
+    The attempt of a worker that says so itself does not count as a death.
+    """
+    arguments = {**lease.key, "attempt": lease.attempt, "worker": lease.worker}
+    SharedConnection.of(engine).query(ABANDON, arguments)
+
+
 def stale(lease: Lease) -> StaleLease:
     """The error for a lease whose token is no longer the newest."""
-    return StaleLease(f"trial {lease.number} has passed to another worker")
+    return StaleLease(f"trial {lease.number} has passed to another worker, or was ended")
 
 
 def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None) -> None:
@@ -136,9 +159,13 @@ def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None)
         raise stale(lease)
 
 
-def free(engine: Engine, worker: str) -> None:
-    """Interrupt the trials of a dead worker, without waiting for its leases to expire."""
-    SharedConnection.of(engine).query(FREE_WORKER, {"worker": worker})
+def free(engine: Engine, worker: str) -> bool:
+    """Interrupt the trials of a dead worker, without waiting for its leases to expire.
+
+    Returns:
+        Whether it held any.
+    """
+    return SharedConnection.of(engine).query(FREE_WORKER, {"worker": worker}) is not None
 
 
 def overdue(engine: Engine, workers: list[str], limit: float | None, patience: float) -> list[str]:

@@ -77,16 +77,31 @@ class StudyStorage(TrialStore):
         for leased in self._leased.values():
             leased.cause, leased.detail = cause, detail
 
-    def flush(self, trial_id: int | None = None) -> None:
+    def flush(self, trial_id: int | None = None, *, wait: bool = True) -> None:
         """Write the waiting suggestions of one leased trial, or of all.
+
+        Args:
+            trial_id: A leased trial, or None for all.
+            wait: Whether to wait for another thread that is writing to the database.
 
         Raises:
             StaleLease: The trial has passed to another worker.
         """
         chosen = [*self._leased.values()] if trial_id is None else [self._leased.get(trial_id)]
         for leased in chosen:
-            if leased is not None and (leased.pending or leased.notes):
-                self._write_leased(leased, Batch())
+            if leased is None or not (leased.pending or leased.notes):
+                continue
+            if self._lock.acquire(blocking=wait):
+                try:
+                    self._write_leased(leased, Batch())
+                finally:
+                    self._lock.release()
+
+    def forget_waiting(self, trial_id: int) -> None:
+        """Drop what waits to be written to a leased trial, because it cannot be written."""
+        if leased := self._leased.get(trial_id):
+            leased.pending.clear()
+            leased.notes.clear()
 
     def delete_reports(self, lease: Lease, step: int = 0) -> None:
         """Delete the intermediate values of a leased trial from ``step`` on.
@@ -172,13 +187,35 @@ class StudyStorage(TrialStore):
                 digests.is_fresh = True
 
     def _raise_for(self, verdict: str, trial_id: int) -> None:
+        leased = self._leased.get(trial_id)
+        if verdict == "finished" and leased is not None:
+            leased.is_stale = True
+            raise StaleLease(f"trial {leased.lease.number} was ended by somebody else")
         if verdict == "stale":
-            leased = self._leased.get(trial_id)
             if leased is None:
                 raise StaleLease(f"trial {trial_id} has passed to another worker")
             leased.is_stale = True
             leased.refuse_if_stale()
         super()._raise_for(verdict, trial_id)
+
+    def mark_stale(self, lease: Lease) -> None:
+        """Note that the lease is stale: its trial writes nothing more."""
+        if leased := self._leased.get(lease.trial_id):
+            leased.is_stale = True
+
+    def holds(self, trial_id: int) -> bool:
+        """Whether this process has the lease of a trial that has not ended."""
+        return trial_id in self._leased
+
+    def refuse_if_stale(self, trial_id: int) -> None:
+        """Raise StaleLease if the lease of a trial is known to be stale."""
+        if leased := self._leased.get(trial_id):
+            leased.refuse_if_stale()
+
+    def is_stale(self, trial_id: int) -> bool:
+        """Whether the lease of a trial is known to be stale."""
+        leased = self._leased.get(trial_id)
+        return leased is not None and leased.is_stale
 
     # What differs for a leased trial
 

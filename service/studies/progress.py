@@ -19,7 +19,7 @@ class Progress:
         interrupted: RUNNING trials whose lease has expired or was released.
         workers: Worker processes that were heard of lately.
         eta_seconds: Expected time to the end at the present pace, or None.
-        remaining: Trials of the budget that nobody has begun; None without such a budget.
+        remaining: Trials that may still be begun; None without such a budget.
         stop_reason: Why the study was stopped, where it was.
         late: Whether the study's wall-clock is spent.
     """
@@ -98,7 +98,7 @@ def progress(name: str, standing: Standing, best: Best | None) -> Progress:
     return Progress(
         study=name,
         objective=row.spec["objective"],
-        state=_state(row, running, counts.finished),
+        state=_state(row, counts.finished),
         n_trials=row.n_trials,
         complete=counts.complete,
         pruned=counts.pruned,
@@ -110,7 +110,7 @@ def progress(name: str, standing: Standing, best: Best | None) -> Progress:
         best=best,
         eta_seconds=_eta(standing, running),
         data=row.data,
-        remaining=None if row.n_trials is None else max(0, row.n_trials - row.n_claimed),
+        remaining=_remaining(row),
         stop_reason=row.stop_reason,
         late=is_late(row),
     )
@@ -121,10 +121,17 @@ def is_late(row: Any) -> bool:
     return row.seconds_left is not None and row.seconds_left <= 0
 
 
-def _state(row: Any, running: int, finished: int) -> str:
+def _remaining(row: Any) -> int | None:
+    if row.exhausted:
+        return 0
+    return None if row.n_trials is None else max(0, row.n_trials - row.n_claimed)
+
+
+def _state(row: Any, finished: int) -> str:
+    # A trial that runs without a lease (plain Optuna's ask) may never end: nobody waits for it.
     spent = row.n_trials is not None and row.n_claimed >= row.n_trials
     late = is_late(row)
-    if running:
+    if row.leased:
         return "running"
     if row.stop_reason is not None:
         return "stopped"

@@ -39,8 +39,10 @@ PROGRESS = """-- Counts of new trials; the study's budget, leases and workers.
              ORDER BY trial_id DESC LIMIT 1) newest),
     best AS ({best}),
     leased AS (
-        SELECT count(*) FILTER (WHERE expires_at <= clock_timestamp()) AS interrupted
-          FROM service.leases WHERE study_id = :study_id),
+        SELECT count(*) FILTER (WHERE expires_at <= clock_timestamp()) AS interrupted,
+               count(*) FILTER (WHERE expires_at > clock_timestamp()) AS leased
+          FROM service.leases l JOIN public.trials t USING (trial_id)
+         WHERE l.study_id = :study_id AND t.state = 'RUNNING'),
     present AS (
         SELECT count(*) AS workers FROM service.workers
          WHERE study_id = :study_id
@@ -48,7 +50,7 @@ PROGRESS = """-- Counts of new trials; the study's budget, leases and workers.
     SELECT s.spec, s.data, s.n_trials, s.n_claimed, s.stop_reason, s.exhausted,
            s.timeout_seconds,
            extract(epoch FROM s.deadline - clock_timestamp()) AS seconds_left,
-           counts.*, last.trials, leased.interrupted, present.workers,
+           counts.*, last.trials, leased.*, present.workers,
            best.trial_id AS best_id, best.number AS best_number, best.value AS best_value
       FROM counts, last, leased, present,
            service.studies s LEFT JOIN best ON true

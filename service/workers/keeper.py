@@ -83,19 +83,24 @@ class LeaseKeeper(threading.Thread):
                 # With a single try, this thread does not hold the storage's lock while the
                 # database is away, and training continues.
                 with SharedConnection.of(self._engine).without_retries():
-                    self._write_parameters()
                     if time.monotonic() >= due:
                         due = time.monotonic() + interval
                         self._refresh()
+                    self._write_parameters()
             except (SQLAlchemyError, StorageInternalError) as error:
+                due = time.monotonic()  # as soon as the database is back, before others claim
                 reason = str(error).splitlines()[0]
                 log.warning("the lease could not be renewed, trying again: %s", reason)
 
     def _write_parameters(self) -> None:
         try:
-            self._storage.flush()
+            self._storage.flush(wait=False)
         except StaleLease:
             self._stale = True
+        except (SQLAlchemyError, StorageInternalError):
+            raise
+        except Exception as error:  # a value that cannot be written fails its trial, not the lease
+            log.warning("the parameters cannot be written yet: %s", error)
 
     def _refresh(self) -> None:
         connection = SharedConnection.of(self._engine)
@@ -114,5 +119,6 @@ class LeaseKeeper(threading.Thread):
                 self.orders = leases.renew(self._engine, self._lease, self._seconds)
             except StaleLease:
                 self._stale = True
+                self._storage.mark_stale(self._lease)
             if self.orders.late and not late_before:
                 self._on_study_timeout()

@@ -1,4 +1,7 @@
-"""Limits: when a worker process is replaced by a fresh one, since TensorFlow leaks memory."""
+"""Limits: when a worker process is replaced by a fresh one, and the exit codes that say so.
+
+TensorFlow leaks memory, so processes are replaced.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,15 @@ import psutil
 
 RECYCLE = 75
 """Exit code of a worker that asks for a fresh process in its place; EX_TEMPFAIL of sysexits.h."""
+
+OWN = 160
+"""Added to the exit codes of a worker's own errors: an objective may call ``os._exit`` with any
+of the usual codes."""
+
+
+def own_code(code: int) -> int:
+    """The exit code by which a worker process reports an error of its own."""
+    return (OWN + code) % 256
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Outage: how long the database has been out of reach, and when that is too long."""
+"""Outages of the database: how long one lasts, and waiting for its end."""
 
 from __future__ import annotations
 
@@ -6,14 +6,47 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from service import database
-from service.database.connection import SharedConnection
+from service.database.connection import SharedConnection, is_lost
 from service.errors import DatabaseError
 
 log = logging.getLogger("studyhall")
+
+T = TypeVar("T")
+PAUSE_SECONDS = 1.0
+"""Time between two tries to reach the database."""
+
+
+def patiently(action: Callable[[], T], patience: float) -> T:
+    """Do the action; as long as the database is out of reach, try again.
+
+    Args:
+        action: What to do. It may be done twice, since an answer may be lost.
+        patience: The longest outage to bear, in seconds.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            waited = time.monotonic() - began
+            if not _is_outage(error) or waited + PAUSE_SECONDS > patience:
+                raise
+            if waited < PAUSE_SECONDS:
+                log.warning("%s; trying again", database.failure(None, error))
+        time.sleep(PAUSE_SECONDS)
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Whether the error, or one of its causes, is a lost connection."""
+    while error is not None and not isinstance(error, DBAPIError):
+        error = error.__cause__
+    return error is not None and is_lost(error)
 
 
 class Outage:

@@ -16,6 +16,9 @@ from service.workers.stop_requests import TrialTimeout
 CAUSES = ("error", "invalid", "nan", "oom", "timeout", "configuration")
 """The causes that an objective's exception may name."""
 
+MAX_DETAIL = 100_000
+"""Characters of a traceback that are kept."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -31,10 +34,11 @@ class Outcome:
         """COMPLETE for a finite number; FAIL for NaN, infinity and anything else."""
         try:
             number = float(value) if not isinstance(value, str) else None
-        except (TypeError, ValueError):
+        except Exception:  # a class of the objective's may raise anything
             number = None
         if number is None:
-            return cls._fail("error", f"the objective returned {value!r}, which is not a number")
+            what = f"the objective returned {_shown(value)}, which is not a number"
+            return cls._fail("error", what)
         if not math.isfinite(number):
             return cls._fail("nan", f"the objective's value or its loss became {number}")
         return cls(TrialState.COMPLETE, number)
@@ -46,8 +50,8 @@ class Outcome:
             return cls._fail("timeout", str(error))
         if isinstance(error, optuna.TrialPruned):
             return cls(TrialState.PRUNED)
-        cause = "oom" if isinstance(error, MemoryError) else getattr(error, "cause", None)
-        known = cause if cause in CAUSES else "error"
+        cause = "oom" if isinstance(error, MemoryError) else _cause(error)
+        known = cause if isinstance(cause, str) and cause in CAUSES else "error"
         return cls._fail(known, "".join(traceback.format_exception(error)))
 
     @classmethod
@@ -58,7 +62,7 @@ class Outcome:
 
     @classmethod
     def _fail(cls, cause: str, detail: str) -> Outcome:
-        return cls(TrialState.FAIL, cause=cause, detail=detail)
+        return cls(TrialState.FAIL, cause=cause, detail=storable(detail))
 
     def describe(self, monitor: str | None, epoch: int | None) -> str:
         """The outcome in one line.
@@ -73,3 +77,25 @@ class Outcome:
         if self.state == TrialState.PRUNED:
             return "pruned" if self.cause is None else f"pruned ({self.cause})"
         return f"failed ({self.cause}): {headline(self.detail)}"
+
+
+def storable(text: str) -> str:
+    """The text as a database can keep it: without NUL and lone surrogates, of bounded length."""
+    if len(text) > MAX_DETAIL:
+        half = MAX_DETAIL // 2
+        text = f"{text[:half]}\n[...]\n{text[-half:]}"
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def _cause(error: BaseException) -> Any:
+    try:
+        return getattr(error, "cause", None)
+    except Exception:
+        return None

@@ -25,7 +25,7 @@ from service.studies.study import Study
 from service.workers import presence
 from service.workers.assignment import Assignment
 from service.workers.devices import Device
-from service.workers.limits import NO_LIMITS, RECYCLE, Limits
+from service.workers.limits import NO_LIMITS, RECYCLE, Limits, own_code
 from service.workers.outage import Outage
 from service.workers.signals import signal_handlers
 from service.workers.slot import Slot
@@ -39,11 +39,17 @@ TICK_SECONDS = 0.5
 OVERDUE_SECONDS = 5.0
 """How often the pool looks for workers whose trial is overdue."""
 
+RESTART_SECONDS = 2.0
+"""The least time between two workers that look whether there is something to claim again."""
+
 MAX_DEATHS = 5
 """The pool ends after so many deaths in one slot while the study finishes no trial."""
 
-ERROR_CODES = (1, 2, 3, 130)
-"""Exit codes of a worker that a fresh process would not change."""
+FINAL_CODES = {own_code(code): code for code in (2, 130)}
+"""What a fresh process would not change: a wrong configuration, and Ctrl-C."""
+
+ERROR_CODES = {own_code(code): code for code in (1, 3)}
+"""Errors after which another worker is tried: the other workers may be healthy."""
 
 
 class Pool:
@@ -89,6 +95,7 @@ class Pool:
             lambda failure: print_line(f"{failure}; the workers go on meanwhile"),
         )
         self._next_overdue_check = 0.0
+        self._next_restart = 0.0
         self._signal: int | None = None
         self._code = 0
 
@@ -110,12 +117,12 @@ class Pool:
         if progress is None:
             return self._signal is None
         self._show_progress(progress)
-        self._kill_overdue()
+        self._unless_away(self._kill_overdue)
         for slot in self._slots:
             self._reap(slot, progress)
         if self._signal is not None or self._code:
             return False
-        self._add_workers()
+        self._unless_away(self._add_workers)
         if any(slot.alive for slot in self._slots):
             return True
         return self._wait_for_others(progress)
@@ -134,6 +141,18 @@ class Pool:
         self._outage.end()
         return progress
 
+    def _unless_away(self, action: Callable[[], None]) -> None:
+        """Do the action; if the database is away, a later tick does it.
+
+        Raises:
+            DatabaseError: The outage has lasted too long.
+        """
+        try:
+            with self._outage.single_try():
+                action()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            self._outage.record(error)
+
     def _kill_overdue(self) -> None:
         """Kill workers that ignore signals although the time of their trial is over."""
         now = time.monotonic()
@@ -151,23 +170,23 @@ class Pool:
     def _reap(self, slot: Slot, progress: Progress) -> None:
         """Handle the end of a worker: start another one, or keep its exit code."""
         code = slot.take_exit_code()
-        if not code:
+        if code is None:
             return
-        if code == RECYCLE:
-            if self._signal is None:
+        held = self._release(slot)
+        if code in (0, RECYCLE) and not held:
+            if code == RECYCLE and self._signal is None:
                 self._start(slot)
             return
-        self._release(slot)
-        if code in ERROR_CODES:
-            self._code = self._code or code
+        if code in FINAL_CODES:
+            self._code = self._code or FINAL_CODES[code]
         else:
             self._replace_dead(slot, code, progress.finished)
 
     def _replace_dead(self, slot: Slot, code: int, finished: int) -> None:
         deaths = slot.count_death(finished)
-        if deaths >= MAX_DEATHS:
+        if deaths >= max(MAX_DEATHS, self._study.spec.max_attempts + 1):
             self._print_line(f"{deaths} workers in a row died before a trial finished; giving up")
-            self._code = 1
+            self._code = ERROR_CODES.get(code, 1)
         elif self._signal is None:
             self._print_line(f"{slot.worker} died ({_reason(code)}); starting another one")
             self._start(slot)
@@ -190,7 +209,11 @@ class Pool:
         """Whether other machines still run trials; start a worker if there is one to claim."""
         if progress.state != "running":
             return False
-        if progress.interrupted or progress.remaining != 0:
+        nothing_to_claim = progress.stop_reason is not None or progress.late
+        now = time.monotonic()
+        due = not nothing_to_claim and now >= self._next_restart
+        if due and (progress.interrupted or progress.remaining != 0):
+            self._next_restart = now + RESTART_SECONDS
             self._start(self._slots[0])
         return True
 
@@ -225,14 +248,19 @@ class Pool:
                 slot.send_signal(signal.SIGKILL)
                 self._release(slot)
 
-    def _release(self, slot: Slot) -> None:
-        """Free a dead worker's trial at once, without waiting for its lease to expire."""
+    def _release(self, slot: Slot) -> bool:
+        """Free a dead worker's trial at once, without waiting for its lease to expire.
+
+        Returns:
+            Whether it held one: its objective has ended the process.
+        """
         try:
-            leases.free(self._hall.engine, slot.worker)
             presence.leave(self._hall.engine, slot.worker)
+            return leases.free(self._hall.engine, slot.worker)
         except (SQLAlchemyError, StorageInternalError) as error:
             failure = database.failure(self._hall.engine.url, error)
             self._print_line(f"{slot.worker}'s trial waits for its lease to expire: {failure}")
+            return False
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if self._signal is not None:
@@ -243,4 +271,4 @@ class Pool:
 
 
 def _reason(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return signal.Signals(-code).name if code < 0 else f"exit code {ERROR_CODES.get(code, code)}"

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from dataclasses import replace
 
@@ -20,9 +21,12 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
+from service.database.connection import SharedConnection
 from service.errors import StudyhallError, UnknownStudy
 from service.studies.hall import Hall
 from service.workers.assignment import Assignment
+from service.workers.limits import RECYCLE, own_code
+from service.workers.outage import PAUSE_SECONDS, patiently
 from service.workers.signals import use_signal_stack
 from service.workers.worker import Worker
 
@@ -39,10 +43,11 @@ def main() -> int:
     assignment = read_assignment()
     threading.Thread(target=watch_pool, name="pool-watch", daemon=True).start()
     try:
-        return run_worker(assignment)
+        code = run_worker(assignment)
     except StudyhallError as error:
         log.error("error: %s", error)
-        return error.exit_code
+        code = error.exit_code
+    return code if code in (0, RECYCLE) else own_code(code)
 
 
 def read_assignment() -> Assignment:
@@ -70,18 +75,28 @@ def run_worker(assignment: Assignment) -> int:
     Raises:
         StudyhallError: This worker cannot work, or not any longer.
     """
-    hall = Hall(assignment.settings)
-    study = hall.study(assignment.study)
+    patience = assignment.database_patience
+    began = time.monotonic()
+    hall = patiently(lambda: Hall(assignment.settings), patience)
+    if (waited := time.monotonic() - began) > PAUSE_SECONDS:
+        SharedConnection.of(hall.engine).note_outage(waited)
+    try:
+        return _work(hall, assignment)
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise database.failure(hall.engine.url, error) from error
+
+
+def _work(hall: Hall, assignment: Assignment) -> int:
+    patience = assignment.database_patience
+    study = patiently(lambda: hall.study(assignment.study), patience)
     study.spec = replace(study.spec, path=assignment.path or study.spec.path)
     objective = study.spec.load(assignment.data_dir)
     if warm_up := getattr(objective, "warm_up", None):
         warm_up()
-    study.check_data(objective)
+    patiently(lambda: study.check_data(objective), patience)
     name, device, limits = assignment.worker, assignment.device, assignment.limits
     try:
         return Worker(study, hall, objective, name, device, limits).run()
-    except (SQLAlchemyError, StorageInternalError) as error:
-        raise database.failure(hall.engine.url, error) from error
     except KeyError as error:
         if study.name in hall.names():
             raise

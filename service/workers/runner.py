@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service import database
 from service.artifacts.checkpoints import TrialCheckpoints
 from service.artifacts.store import Store
+from service.database.connection import is_refused_value
 from service.errors import ConfigurationError, DatabaseError, StaleLease, headline
 from service.storage import leases
 from service.storage.leases import Lease
@@ -70,7 +71,7 @@ class TrialRunner:
             DatabaseError: The database has been out of reach for too long.
             ConfigurationError: The objective reports a wrong configuration.
         """
-        files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number))
+        files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number), lease.token)
         try:
             trial = self._trial(lease, files)
             outcome = self._evaluate(trial)
@@ -98,6 +99,7 @@ class TrialRunner:
             self._stop_requests,
             self._outage,
             Checkpoint(files, saved),
+            self._storage,
         )
 
     def _optuna_study(self, number: int) -> optuna.Study:
@@ -119,6 +121,7 @@ class TrialRunner:
 
         Raises:
             TrialInterrupted: The trial leaves and is continued later.
+            StaleLease: Another worker has the trial now, or somebody else has ended it.
         """
         try:
             with self._stop_requests.objective_running(self._study.spec.trial_timeout):
@@ -126,7 +129,9 @@ class TrialRunner:
         except (StaleLease, TrialInterrupted, DatabaseError):
             raise
         except (SQLAlchemyError, StorageInternalError) as error:
-            raise database.failure(self._engine.url, error) from error
+            if not is_refused_value(error):
+                raise database.failure(self._engine.url, error) from error
+            outcome = Outcome.of_error(error)
         except (StudyTimeout, StudyTimeoutAlarm) as error:
             values = self._storage.get_trial(trial._trial_id).intermediate_values
             outcome = Outcome.of_study_timeout(error, reported=bool(values))
@@ -136,6 +141,7 @@ class TrialRunner:
             outcome = Outcome.of_value(value)
         if os.getpid() != self._pid:
             os._exit(1)  # the objective forked, and this is its child
+        self._storage.refuse_if_stale(trial._trial_id)
         if trial.interrupted:
             raise TrialInterrupted
         return outcome
@@ -143,8 +149,7 @@ class TrialRunner:
     def _record(self, trial: Trial, outcome: Outcome) -> None:
         study = trial.study
         trial.write_reports()
-        self._storage.set_cause(outcome.cause, outcome.detail)
-        study.tell(trial, outcome.value, outcome.state)
+        outcome = self._tell(trial, outcome)
         line = outcome.describe(self._study.spec.monitor, trial.user_attrs.get("epoch"))
         log.info("trial %d: %s", trial.number, line)
         if study._stop_flag:
@@ -153,6 +158,24 @@ class TrialRunner:
             message = headline(outcome.detail)
             self._study.stop(message)
             raise ConfigurationError(message)
+
+    def _tell(self, trial: Trial, outcome: Outcome) -> Outcome:
+        """End the trial; if what it has left to write is refused, it fails for that reason."""
+        try:
+            self._storage.set_cause(outcome.cause, outcome.detail)
+            trial.study.tell(trial, outcome.value, outcome.state)
+            return outcome
+        except Exception as error:
+            if isinstance(error, KeyError) or not is_refused_value(error):
+                raise
+            if not self._storage.holds(trial._trial_id):
+                log.warning("trial %d: its sampler failed after its end: %s", trial.number, error)
+                return outcome
+            outcome = Outcome.of_error(error)
+        self._storage.forget_waiting(trial._trial_id)
+        self._storage.set_cause(outcome.cause, outcome.detail)
+        self._storage.set_trial_state_values(trial._trial_id, outcome.state)
+        return outcome
 
     def _release(
         self, lease: Lease, files: TrialCheckpoints, cause: str, detail: str | None

@@ -9,6 +9,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.artifacts.checkpoints import SavedState, TrialCheckpoints
 from service.sampling import factory
+from service.storage.storage import StudyStorage
 from service.workers.outage import Outage
 from service.workers.stop_requests import (
     StopRequests,
@@ -54,6 +55,7 @@ class Trial(optuna.Trial):
         stop_requests: What may end the trial.
         outage: Measures outages of the database.
         checkpoint: See Attributes.
+        storage: The storage of the study, which knows when the lease is lost.
 
     Attributes:
         checkpoint: `Checkpoint`: the training state of this trial.
@@ -68,10 +70,12 @@ class Trial(optuna.Trial):
         stop_requests: StopRequests,
         outage: Outage,
         checkpoint: Checkpoint,
+        storage: StudyStorage,
     ) -> None:
         super().__init__(study, trial_id)
         self._stop_requests = stop_requests
         self._outage = outage
+        self._leases = storage
         self._seed = factory.trial_seed(study_seed, self.number)
         self._unwritten: dict[int, float] = {}
         self.checkpoint = checkpoint
@@ -88,7 +92,8 @@ class Trial(optuna.Trial):
         Once this has returned True, the trial counts as interrupted whatever the objective
         returns or raises, and another worker takes it over.
         """
-        self.interrupted = self.interrupted or self._stop_requests.leave_now
+        lost = self._leases.is_stale(self._trial_id)
+        self.interrupted = self.interrupted or lost or self._stop_requests.leave_now
         return self.interrupted
 
     def report(self, value: float, step: int) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
@@ -102,14 +103,32 @@ class Worker:
                 presence.leave(self._engine, self._process.worker)
 
     def _claim(self) -> Lease | None:
-        """Claim a trial. If the answer is lost, first release what it may have contained."""
+        """Claim a trial. If the answer is lost, first release what it may have contained.
+
+        The claim itself is not repeated while the database is away: it would come before the
+        renewals of running trials, whose leases have expired in the outage.
+        """
         study_id, name = self._study.study_id, self._process.worker
-        seconds = self._settings.lease_seconds
-        try:
-            return leases.claim(self._engine, study_id, name, seconds)
-        except (OperationalError, InterfaceError):
+        seconds, began = self._settings.lease_seconds, time.monotonic()
+        while True:
+            self._let_others_renew()
+            if self._stop_requests.leave_now:
+                return None
+            try:
+                with SharedConnection.of(self._engine).without_retries():
+                    return leases.claim(self._engine, study_id, name, seconds)
+            except (OperationalError, InterfaceError):
+                if time.monotonic() - began > self._settings.database_patience:
+                    raise
             leases.free(self._engine, name)
-            return leases.claim(self._engine, study_id, name, seconds)
+
+    def _let_others_renew(self) -> None:
+        """After an outage, wait until every live worker has had time to renew its lease."""
+        connection, seconds = SharedConnection.of(self._engine), self._settings.lease_seconds / 2
+        if connection.seconds_until_settled(seconds):
+            log.info("the database was away: workers with a running trial come first")
+        while connection.seconds_until_settled(seconds) and not self._stop_requests.leave_now:
+            time.sleep(0.1)
 
     def _run_trial(self, lease: Lease) -> bool:
         """Run a leased trial; return whether this process has run out of memory."""
@@ -119,8 +138,9 @@ class Worker:
         try:
             with devices.lock(self._settings.home, device, exclusive=lease.alone):
                 return self._runner.run(lease)
-        except StaleLease:
-            log.warning("trial %d has passed to another worker; leaving it", lease.number)
+        except StaleLease as error:
+            log.warning("%s; leaving it", error)
+            leases.abandon(self._engine, lease)
             return False
         finally:
             self._keeper.set_lease(None)

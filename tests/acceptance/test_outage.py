@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from databases import temporary_folder
-from shell import Shell, eventually
+from shell import TESTS, Shell, eventually
 
 from service.database import embedded, schema
+from service.workers.assignment import Assignment
 
 
 @pytest.fixture
@@ -95,3 +98,32 @@ def test_a_database_that_stays_away_ends_the_workers_with_three_and_resume_goes_
     assert sum(trained(shell).values()) <= 20 + 2
     for row in rows:
         assert len(row["intermediate_values"]) == 10
+
+
+def test_a_worker_that_starts_during_an_outage_waits_for_its_end(
+    outage_shell: Shell, home: Path, tmp_path: Path
+) -> None:
+    shell = outage_shell
+    shell("create", "stubs:quick", "--study", "s", "--trials", "2")
+    url = shell.environment["STUDYHALL_DATABASE_URL"]
+    assignment = Assignment(
+        "s", "w1", "cpu", url, str(tmp_path), 3.0, 60.0, None, None, str(TESTS), None, None
+    )
+    shoot(home)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "service.workers.process"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=TESTS,
+        env=shell.environment,
+    )
+    shell.started.append(worker)
+    assert worker.stdin is not None and worker.stderr is not None
+    worker.stdin.write(assignment.to_line())
+    worker.stdin.flush()
+    line = worker.stderr.readline()
+    assert "cannot reach the database" in line and line.endswith("; trying again\n")
+    embedded.start(home)
+    assert worker.wait(60) == 0
+    assert shell.progress("s").complete == 2

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TRAIN = """
 import signal
 from service.workers.signals import use_signal_stack
@@ -40,3 +42,27 @@ def test_a_signal_in_mid_training_does_not_corrupt_the_heap() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "alarmed"
+
+
+SCRIPT = "import sys; sys.argv = ['/usr/bin/studyhall']; import service.__main__"
+"""As the console script does it."""
+
+
+@pytest.mark.parametrize("command", [["-m", "service"], ["-c", SCRIPT]])
+def test_ctrl_c_during_the_imports_is_one_line(command: list[str]) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{root / 'tests/interrupted'}:{root}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "studyhall: interrupted\n")
+
+
+def test_an_import_as_a_library_leaves_ctrl_c_alone() -> None:
+    program = "import signal, service; assert signal.getsignal(2) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)

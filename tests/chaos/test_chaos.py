@@ -172,7 +172,7 @@ def check_attempts(rows: list[dict], chaos: Chaos) -> None:  # type: ignore[type
         *earlier, last = row["history"]
         assert last["cause"] is None, row
         interruptions += len(earlier)
-        assert {attempt["cause"] for attempt in earlier} <= {"lost", "preempted"}, row
+        assert {attempt["cause"] for attempt in earlier} <= {"lost", "expired", "preempted"}, row
         trained = sum(attempt["epochs"] for attempt in row["history"])
         repeated += trained - len(row["intermediate_values"])
         assert 0 <= trained - len(row["intermediate_values"]) <= len(earlier), row

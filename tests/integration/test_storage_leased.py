@@ -199,8 +199,10 @@ def test_a_leased_trial_that_stock_optuna_finished_accepts_no_report(
     storage.hold(lease)
     stock = optuna.storages.RDBStorage(database_url)
     stock.set_trial_state_values(lease.trial_id, TrialState.FAIL)
-    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+    with pytest.raises(StaleLease, match="trial 0 was ended by somebody else"):
         storage.set_trial_intermediate_value(lease.trial_id, 0, 1.0)
+    with pytest.raises(StaleLease):
+        leases.renew(hall.engine, lease, 60.0)
 
 
 def test_a_released_lease_cannot_be_renewed(hall: Hall, study: Study) -> None:

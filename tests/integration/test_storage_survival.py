@@ -175,3 +175,32 @@ def test_a_refused_statement_is_not_repeated(engine: Engine) -> None:
     study_id = storage.create_new_study([StudyDirection.MINIMIZE])
     with pytest.raises(optuna.exceptions.StorageInternalError, match="too long"):
         storage.set_study_user_attr(study_id, "k" * 600, 1)
+
+
+def test_a_single_try_does_not_wait_for_a_database(tmp_path: Path) -> None:
+    connection = SharedConnection(database.create_engine(f"postgresql:///no?host={tmp_path}"))
+    began = time.monotonic()
+    with connection.without_retries():
+        with connection.without_retries(), pytest.raises(sqlalchemy.exc.OperationalError):
+            connection.query("SELECT 1")
+        with pytest.raises(sqlalchemy.exc.OperationalError):
+            connection.query("SELECT 1")
+    assert time.monotonic() - began < 10
+
+
+def test_a_released_connection_leaves_its_place_to_others(limited_url: str) -> None:
+    engines = [database.create_engine(limited_url) for _ in range(3)]
+    for engine in engines:  # the role may have one connection
+        connection = SharedConnection(engine, retry_seconds=0.0)
+        with connection.without_retries():
+            assert connection.query("SELECT 1") == 1
+        connection.release()
+    for engine in engines:
+        with engine.connect():
+            pass
+        connection = SharedConnection.of(engine)
+        with connection.without_retries():
+            assert connection.query("SELECT 1") == 1
+        connection.release()
+        assert connection.query("SELECT 1") == 1
+        connection.release()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -30,7 +32,11 @@ def test_the_newest_is_loaded_and_two_are_kept(store: Store) -> None:
     checkpoints = saved(store, b"a", b"b\nb", b"c" * 100_000)
     found = checkpoints.load()
     assert found is not None and (found.epoch, found.state) == (2, b"c" * 100_000)
-    assert store.names("study/3") == ["00000001.ckpt", "00000002.ckpt"]
+    assert store.names("study/3") == [
+        f"{0:012d}-00000001.ckpt",
+        f"{0:012d}-00000002.ckpt",
+        f"{0:012d}.owner",
+    ]
 
 
 def test_without_a_checkpoint_load_returns_none(store: Store) -> None:
@@ -52,7 +58,7 @@ def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_loaded(
     store: Store, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = saved(store, b"first", b"second")
-    name = "study/3/00000001.ckpt"
+    name = f"study/3/{0:012d}-00000001.ckpt"
     store.write(name, damage(store.read(name)))  # type: ignore[operator]
     with caplog.at_level(logging.WARNING, "studyhall"):
         found = checkpoints.load()
@@ -77,7 +83,7 @@ def test_clear_deletes_all_checkpoints(store: Store) -> None:
 def test_a_half_written_file_is_not_loaded(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     checkpoints = saved(store, b"first")
-    (tmp_path / "study/3/00000001.ckpt.77-1.tmp").write_bytes(b"half")
+    (tmp_path / "study/3/000000000000-00000001.ckpt.77-1.tmp").write_bytes(b"half")
     found = checkpoints.load()
     assert found is not None and found.state == b"first"
 
@@ -105,3 +111,78 @@ def test_a_store_that_is_a_file_is_a_configuration_error(tmp_path: Path) -> None
 def test_an_unknown_protocol_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="gopher"):
         Store("gopher://hole")
+
+
+def attempt(store: Store, token: int, *epochs: int) -> TrialCheckpoints:
+    """An attempt that has saved these epochs; its states say who made them."""
+    checkpoints = TrialCheckpoints(store, "study/3", token)
+    for epoch in epochs:
+        checkpoints.save(epoch, f"{token}: {epoch}".encode())
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_a_stale_workers_file_neither_evicts_the_owners_nor_is_loaded(store: Store) -> None:
+    stale = attempt(store, 5, 0, 1)
+    owner = attempt(store, 7)
+    found = owner.load()
+    assert found is not None and found.state == b"5: 1"
+    owner.save(2, b"7: 2")
+    owner.wait()
+    for epoch in range(2, 9):  # the stale worker wakes up
+        stale.save(epoch, b"stale")
+    stale.wait()
+    found = attempt(store, 8).load()
+    assert found is not None and (found.epoch, found.state) == (2, b"7: 2")
+
+
+def test_what_a_stale_worker_writes_before_the_owners_first_file_is_not_loaded(
+    store: Store,
+) -> None:
+    stale = attempt(store, 5, 0, 1)
+    owner = attempt(store, 7)
+    assert owner.load() is not None
+    stale.save(2, b"stale")
+    stale.wait()
+    found = attempt(store, 8).load()
+    assert found is not None and found.state == b"5: 1"
+    stale.save(3, b"stale")
+    stale.wait()
+    found = attempt(store, 9).load()
+    assert found is not None and found.state == b"5: 1"
+
+
+def test_a_trial_begun_again_stays_at_its_beginning(store: Store) -> None:
+    stale, owner = attempt(store, 5), attempt(store, 7)
+    assert owner.load() is None
+    stale.save(0, b"stale")
+    stale.wait()
+    assert attempt(store, 8).load() is None
+
+
+def test_an_owner_removes_what_older_tokens_left(store: Store) -> None:
+    stale, owner = attempt(store, 5, 0, 1), attempt(store, 7)
+    owner.load()
+    for epoch in (2, 3):
+        stale.save(epoch, b"stale")
+        stale.wait()
+        owner.save(epoch, b"7")
+        owner.wait()
+    kept = [f"{7:012d}-00000002.ckpt", f"{7:012d}-00000003.ckpt", f"{7:012d}.owner"]
+    assert store.names("study/3") == kept
+
+
+def test_checkpoints_of_the_version_before_are_loaded(store: Store) -> None:
+    state = b"old"
+    header = {"epoch": 4, "size": 3, "sha256": hashlib.sha256(state).hexdigest()}
+    store.write("study/3/00000004.ckpt", json.dumps(header).encode() + b"\n" + state)
+    found = attempt(store, 9).load()
+    assert found is not None and (found.epoch, found.state) == (4, state)
+
+
+def test_a_file_under_another_token_is_refused(store: Store) -> None:
+    attempt(store, 5, 0)
+    data = store.read(f"study/3/{5:012d}-00000000.ckpt")
+    store.write(f"study/3/{6:012d}-00000000.ckpt", data)
+    found = attempt(store, 7).load()
+    assert found is not None and found.state == b"5: 0"

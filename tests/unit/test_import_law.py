@@ -16,7 +16,8 @@ TRAINING_LIBRARIES = {"tensorflow", "keras"}
 
 LAW = {
     "service": "__main__ > __init__ > cli > doctor > workers > studies > sampling > artifacts, "
-    "storage > database > settings > optuna_private > errors",
+    "storage > database > settings > optuna_private > errors, "
+    "interrupt",
     "objectives": "__init__ > cifar10, mnist > architectures > objective > training > data > "
     "settings, space > errors",
 }

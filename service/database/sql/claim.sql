@@ -37,8 +37,14 @@ BEGIN
      ORDER BY l.trial_id LIMIT 1 FOR UPDATE OF l SKIP LOCKED;
     EXIT WHEN NOT FOUND;
     PERFORM service.close_attempt(lease.trial_id, lease.attempt, 'lost', NULL);
-    SELECT count(*) FILTER (WHERE cause = 'lost'), bool_or(cause = 'oom')
-      INTO lost, alone FROM service.attempts WHERE trial_id = lease.trial_id;
+    -- A worker counts as dead if its pool removed it, or if it was not seen since it lost the
+    -- trial: after an outage, leases of live workers have expired too.
+    SELECT count(*) FILTER (WHERE a.cause = 'lost' AND NOT EXISTS (
+             SELECT FROM service.workers w
+              WHERE w.worker = a.worker
+                AND (a.attempt = lease.attempt OR w.seen_at > a.ended_at))),
+           bool_or(a.cause = 'oom')
+      INTO lost, alone FROM service.attempts a WHERE a.trial_id = lease.trial_id;
     EXIT WHEN lost < coalesce((study.spec->>'max_attempts')::int, 3);
     -- Too many workers died of this trial: it fails.
     DELETE FROM service.leases WHERE trial_id = lease.trial_id;
