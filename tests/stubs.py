@@ -17,6 +17,10 @@ def quick(trial: optuna.Trial) -> float:
     return x**2
 
 
+def two(trial: optuna.Trial) -> float:
+    return trial.suggest_float("x", -10, 10) ** 2 + trial.suggest_float("y", -10, 10) ** 2
+
+
 def stepped(trial: optuna.Trial) -> float:
     """Five reported steps of 20 ms; the best value is x squared."""
     x = trial.suggest_float("x", -10, 10)

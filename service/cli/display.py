@@ -157,7 +157,6 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
 
 def findings(rows: list[Finding]) -> RenderableType:
     """The doctor's findings, each with its cure."""
-    if not rows:
-        return Text("nothing is wrong")
-    lines = [f"{row.about}: {row.problem}\n    -> {row.cure}" for row in rows]
+    lines = [] if any(row.wrong for row in rows) else ["nothing is wrong"]
+    lines += [f"{row.about}: {row.problem}\n    -> {row.cure}" for row in rows]
     return Text("\n".join(lines))

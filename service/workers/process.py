@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import warnings
-from dataclasses import replace
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -72,8 +71,8 @@ def run_worker(assignment: Assignment) -> int:
     """
     hall = Hall(assignment.settings)
     study = hall.study(assignment.study)
-    study.spec = replace(study.spec, path=assignment.path or study.spec.path)
-    objective = study.spec.load(assignment.data_dir)
+    study.spec.require(assignment.permission)
+    objective = study.spec.load(assignment.data_dir, assignment.permission)
     if warm_up := getattr(objective, "warm_up", None):
         warm_up()
     study.check_data(objective)
