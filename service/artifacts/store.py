@@ -73,7 +73,27 @@ class Store:
             return
 
     def _path(self, name: str) -> str:
-        return posixpath.join(self._root, name)
+        """The path of a name. Names have parts that were read from the database.
+
+        Raises:
+            ConfigurationError: The path would lead outside the store.
+        """
+        path = posixpath.join(self._root, name)
+        if not all(map(_is_plain, name.split("/"))) or (self._local and self._leads_out(path)):
+            raise ConfigurationError(
+                f"the artifact {name[:80]!r} would lie outside the store: refused"
+            )
+        return path
+
+    def _leads_out(self, path: str) -> bool:
+        """Whether a symbolic link on the way leads out of the folder."""
+        root, parent = os.path.realpath(self._root), os.path.realpath(os.path.dirname(path))
+        return bool(os.path.commonpath((root, parent)) != root)
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a part of a name is one step down, whatever the file system."""
+    return part not in ("", ".", "..") and part.isprintable() and not set(part) & set("\\:*?[]")
 
 
 def _write_durably(path: str, data: bytes) -> None:

@@ -35,6 +35,13 @@ def _strict(value: Any) -> Any:
     return value
 
 
+def visible(text: str) -> str:
+    """Text from the database in one line: a terminal obeys control characters."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def duration(seconds: float | None) -> str:
     """``1m15s`` for 75 seconds; a dash for None."""
     if seconds is None:
@@ -50,9 +57,11 @@ def duration(seconds: float | None) -> str:
 
 def parameters(params: Mapping[str, Any]) -> str:
     """Parameters in one line, floats to four digits."""
-    return ", ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in params.items()
+    return visible(
+        ", ".join(
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in params.items()
+        )
     )
 
 
@@ -61,18 +70,23 @@ def best_line(best: Best | None, monitor: str | None) -> str:
     if best is None:
         return "no trial is complete yet"
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
-    return f"best trial {best.number}: {monitor or 'value'} {best.value:.6g}{epoch}" + (
+    return f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}{epoch}" + (
         f", {parameters(best.params)}" if best.params else ""
     )
+
+
+def data_line(data: Mapping[str, Any]) -> str:
+    """Where a study's data come from, in one line."""
+    return visible(f"data: {data['name']} from {data['source']}")
 
 
 def status(progress: Progress, monitor: str | None) -> RenderableType:
     """One study in a few lines, as `studyhall status STUDY` prints it."""
     total = progress.n_trials
     head = Text.assemble(
-        (progress.study, "bold"),
+        (visible(progress.study), "bold"),
         f"  {progress.state}",
-        "" if progress.stop_reason is None else f" ({progress.stop_reason})",
+        "" if progress.stop_reason is None else f" ({visible(progress.stop_reason)})",
         ", with no worker" if progress.state == "running" and not progress.workers else "",
     )
     counts = (
@@ -89,7 +103,7 @@ def status(progress: Progress, monitor: str | None) -> RenderableType:
     for line in (head, bar, Text(counts), Text(best_line(progress.best, monitor))):
         grid.add_row(line)
     if progress.data is not None:
-        grid.add_row(Text(f"data: {progress.data['name']} from {progress.data['source']}"))
+        grid.add_row(Text(data_line(progress.data)))
     return grid
 
 
@@ -100,7 +114,7 @@ def studies(rows: Iterable[Progress]) -> Table:
     for row in rows:
         total = "?" if row.n_trials is None else row.n_trials
         table.add_row(
-            Text(row.study),
+            Text(visible(row.study)),
             row.state,
             f"{row.finished}/{total}",
             str(row.complete),
@@ -128,8 +142,8 @@ def trials(records: list[dict[str, Any]]) -> Table:
             duration(row["duration_seconds"]),
             str(row["attempts"]),
             Text(parameters(row["params"])),
-            Text(_cause(row)),
-            row["worker"] or "-",
+            Text(visible(_cause(row))),
+            Text(visible(row["worker"] or "-")),
         )
     return table
 
@@ -158,5 +172,7 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
 def findings(rows: list[Finding]) -> RenderableType:
     """The doctor's findings, each with its cure."""
     lines = [] if any(row.wrong for row in rows) else ["nothing is wrong"]
-    lines += [f"{row.about}: {row.problem}\n    -> {row.cure}" for row in rows]
+    lines += [
+        f"{visible(row.about)}: {visible(row.problem)}\n    -> {visible(row.cure)}" for row in rows
+    ]
     return Text("\n".join(lines))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cli.console import out
+from service.cli.display import data_line
 from service.cli.options import DEFAULT_TRIALS, full_path
 from service.errors import ConfigurationError
 from service.sampling import factory
@@ -57,7 +58,7 @@ def create_study(hall: Hall, name: str, options: dict[str, Any], permission: Per
     spec.check()  # before the data, which may have to be downloaded
     data = registry.data_of(objective)
     if data is not None:
-        out.print(f"data: {data['name']} from {data['source']}", markup=False)
+        out.print(data_line(data), markup=False)
         spec = Spec.from_json({**spec.to_json(), "data": data.get("kind")})
     study = hall.create(name, spec, budget)
     # Another process may have created it just now, with other options.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from service.cli.console import out
+from service.cli.display import visible
 from service.cli.making import make_study
 from service.cli.options import (
     Context,
@@ -133,8 +134,9 @@ def stop(context: Context, name: str) -> None:
     """All workers everywhere finish the epoch, save and leave; resume undoes it."""
     study = context.hall().study(name)
     if study.progress().state == "finished":
-        out.print(f"{name} is finished; there is nothing to stop", markup=False)
+        out.print(visible(f"{name} is finished; there is nothing to stop"), markup=False)
         return
     study.stop()
     go_on = f"studyhall resume {shlex.quote(name)}"
-    out.print(f"{name} stops after the running epochs; go on with: {go_on}", markup=False)
+    line = f"{name} stops after the running epochs; go on with: {go_on}"
+    out.print(visible(line), markup=False)

@@ -36,7 +36,7 @@ def work(
         code = run_pool(hall, study, placing, data_dir, permission)
         if code == 130:
             resume = f"studyhall resume {shlex.quote(study.name)}"
-            err.print(f"interrupted; go on with: {resume}", markup=False)
+            err.print(display.visible(f"interrupted; go on with: {resume}"), markup=False)
         if code:
             sys.exit(code)
     conclude(study)
@@ -80,7 +80,8 @@ def wait_for_work(study: Study) -> None:
     """Wait until a stopped or finished study is resumed."""
     state = study.progress().state
     if state in ENDED:
-        out.print(f"{study.name} is {state}; waiting until it is resumed", markup=False)
+        line = f"{study.name} is {state}; waiting until it is resumed"
+        out.print(display.visible(line), markup=False)
     while study.progress().state in ENDED:
         time.sleep(2)
 
@@ -99,7 +100,7 @@ def conclude(study: Study) -> None:
         _conclude_finished(study.name, progress)
     elif not progress.workers:
         resume = f"studyhall resume {shlex.quote(study.name)}"
-        out.print(f"it is not finished; go on with: {resume}", markup=False)
+        out.print(display.visible(f"it is not finished; go on with: {resume}"), markup=False)
 
 
 def _conclude_stopped(name: str, progress: Progress) -> None:
@@ -108,7 +109,7 @@ def _conclude_stopped(name: str, progress: Progress) -> None:
     )
     if progress.stop_reason != "stopped by the user":
         raise WorkFailed(message)
-    out.print(message, markup=False)
+    out.print(display.visible(message), markup=False)
 
 
 def _conclude_finished(name: str, progress: Progress) -> None:
@@ -124,8 +125,10 @@ def _conclude_finished(name: str, progress: Progress) -> None:
     if progress.late:
         spent, more = f"the study's time is over ({total})", "--timeout 1h"
     out.print(
-        f"{spent}. Next: studyhall best {quoted} | "
-        f"studyhall trials {quoted} | studyhall resume {quoted} {more}",
+        display.visible(
+            f"{spent}. Next: studyhall best {quoted} | "
+            f"studyhall trials {quoted} | studyhall resume {quoted} {more}"
+        ),
         markup=False,
         soft_wrap=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -117,7 +118,15 @@ class Study:
         return best
 
     def checkpoints(self, number: int) -> str:
-        """The folder of a trial's checkpoints in the artifact store."""
+        """The folder of a trial's checkpoints in the artifact store.
+
+        Raises:
+            ConfigurationError: The study's stored uid is none, and could lead anywhere.
+        """
+        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", self.uid):
+            raise ConfigurationError(
+                f"the uid of study {self.name!r} cannot name a folder: {self.uid[:80]!r}"
+            )
         return f"checkpoints/{self.uid}/{number}"
 
     def attempts(self) -> dict[int, list[Attempt]]:

@@ -105,3 +105,26 @@ def test_a_store_that_is_a_file_is_a_configuration_error(tmp_path: Path) -> None
 def test_an_unknown_protocol_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="gopher"):
         Store("gopher://hole")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../victim", "a/../../victim", "/victim", "", "a//b", ".", "a\0b", "a\nb", "a\\b", "*"],
+)
+def test_no_name_leads_outside_the_store(store: Store, tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_text("precious")
+    for deed in (store.read, store.remove, store.names, lambda name: store.write(name, b"x")):
+        with pytest.raises(ConfigurationError, match="outside the store"):
+            deed(name)
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_link_in_the_store_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "victim" / "3").mkdir(parents=True)
+    (tmp_path / "store" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "store" / "checkpoints" / "uid").symlink_to(tmp_path / "victim")
+    store = Store(str(tmp_path / "store"))
+    for deed in (store.remove, lambda name: store.write(name, b"x")):
+        with pytest.raises(ConfigurationError, match="outside the store"):
+            deed("checkpoints/uid/3")
+    assert (tmp_path / "victim" / "3").is_dir()
