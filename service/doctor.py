@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service import database
 from service.artifacts.store import Store
 from service.errors import NotAllowed, StudyhallError
-from service.settings import Settings
+from service.settings import Settings, without_credentials
 from service.studies.hall import Hall
 from service.studies.permission import Permission
 from service.studies.study import Study
@@ -105,6 +105,7 @@ def examine(
 
 def examine_store(settings: Settings) -> Iterator[Finding]:
     """Whether a file can be written to the artifact store and read back."""
+    shown = without_credentials(settings.artifact_store)
     name, content = f"doctor-{uuid.uuid4().hex}", b"content"
     try:
         store = Store(settings.artifact_store)
@@ -113,12 +114,12 @@ def examine_store(settings: Settings) -> Iterator[Finding]:
         store.remove(name)
     except Exception as error:
         # File systems and object stores raise many types; each one is a finding.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        problem = f"checkpoints cannot be written to {settings.artifact_store}: {reason}"
+        reason = without_credentials(f"{type(error).__name__}: {error}".splitlines()[0])
+        problem = f"checkpoints cannot be written to {shown}: {reason}"
         yield Finding("artifacts", problem, "make it writable, or set STUDYHALL_ARTIFACTS")
         return
     if read != content:
-        problem = f"{settings.artifact_store} returns other content than was written"
+        problem = f"{shown} returns other content than was written"
         yield Finding("artifacts", problem, "set STUDYHALL_ARTIFACTS to another store")
 
 

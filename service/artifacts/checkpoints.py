@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.artifacts.store import Store
+from service.settings import without_credentials
 
 log = logging.getLogger("studyhall")
 
@@ -22,6 +23,10 @@ KEPT = 2
 """Checkpoints of one trial that are kept."""
 
 SUFFIX = ".ckpt"
+
+
+def _shown(error: Exception) -> str:
+    return without_credentials(str(error))
 
 
 class DamagedCheckpoint(Exception):
@@ -70,7 +75,9 @@ class TrialCheckpoints:
             try:
                 return self._read(name)
             except (DamagedCheckpoint, OSError) as error:
-                log.warning("checkpoint %s/%s cannot be used: %s", self._folder, name, error)
+                log.warning(
+                    "checkpoint %s/%s cannot be used: %s", self._folder, name, _shown(error)
+                )
         return None
 
     def wait(self) -> None:
@@ -82,7 +89,9 @@ class TrialCheckpoints:
             pending.result()
         except Exception as error:
             # File systems and object stores raise many types; none of them ends a training.
-            log.warning("the checkpoint cannot be written to %s: %s", self._store.url, error)
+            log.warning(
+                "the checkpoint cannot be written to %s: %s", self._store.url, _shown(error)
+            )
 
     def clear(self) -> None:
         """Delete all checkpoints of the trial, which has ended."""
@@ -90,7 +99,9 @@ class TrialCheckpoints:
         try:
             self._store.remove(self._folder)
         except OSError as error:
-            log.warning("checkpoints cannot be deleted from %s: %s", self._store.url, error)
+            log.warning(
+                "checkpoints cannot be deleted from %s: %s", self._store.url, _shown(error)
+            )
 
     def close(self) -> None:
         """Wait for the last save, then end the writing thread."""

@@ -12,6 +12,7 @@ import threading
 import fsspec
 
 from service.errors import ConfigurationError
+from service.settings import without_credentials
 
 
 class Store:
@@ -19,6 +20,9 @@ class Store:
 
     Args:
         url: A folder, or any URL that fsspec can open.
+
+    Attributes:
+        url: The URL as it may be shown, without credentials.
 
     Raises:
         ConfigurationError: fsspec does not know the URL's protocol.
@@ -29,13 +33,14 @@ class Store:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
-                f"the artifact store {url!r} cannot be used: {str(error).splitlines()[0]}"
-            ) from error
-        self.url = url
+                f"the artifact store {without_credentials(url)!r} cannot be used: "
+                f"{without_credentials(str(error).splitlines()[0])}"
+            ) from None
+        self.url = without_credentials(url)
         self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
         if self._local and os.path.exists(self._root) and not os.path.isdir(self._root):
             raise ConfigurationError(
-                f"the artifact store {url!r} cannot be used: it is a file, not a folder"
+                f"the artifact store {self.url!r} cannot be used: it is a file, not a folder"
             )
 
     def write(self, name: str, data: bytes) -> None:
@@ -97,15 +102,19 @@ def _is_plain(part: str) -> bool:
 
 
 def _write_durably(path: str, data: bytes) -> None:
-    """Write under a temporary name, sync, and rename."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    """Write under a temporary name, sync, and rename. Only our own account can read the file."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
-    with open(temporary, "wb") as file:
+    with open(temporary, "wb", opener=_private) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
     _sync_folder(os.path.dirname(path))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _sync_folder(folder: str) -> None:

@@ -128,3 +128,10 @@ def test_a_link_in_the_store_leads_nowhere_else(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="outside the store"):
             deed("checkpoints/uid/3")
     assert (tmp_path / "victim" / "3").is_dir()
+
+
+def test_only_our_own_account_can_read_a_checkpoint(tmp_path: Path) -> None:
+    saved(Store(str(tmp_path / "store")), b"state")
+    (file,) = (tmp_path / "store" / "study" / "3").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
