@@ -143,6 +143,21 @@ class WithData:
 with_data = WithData()
 
 
+class Generated(WithData):
+    """On generated data."""
+
+    def configured(
+        self, settings: dict[str, object], data: str | None = None, data_dir: str | None = None
+    ) -> Generated:
+        return Generated()
+
+    def data(self) -> dict[str, str]:
+        return {**super().data(), "kind": "synthetic"}
+
+
+generated = Generated()
+
+
 def three(trial: optuna.Trial) -> float:
     return float(trial.suggest_int("x", 1, 3))
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from service.doctor import Finding
 from service.errors import headline
-from service.studies.progress import Best, Progress
+from service.studies.progress import Best, Progress, mark
 
 
 def to_json(value: Any) -> str:
@@ -70,9 +70,10 @@ def best_line(best: Best | None, monitor: str | None) -> str:
     if best is None:
         return "no trial is complete yet"
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
-    return f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}{epoch}" + (
-        f", {parameters(best.params)}" if best.params else ""
-    )
+    return (
+        f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}"
+        f"{mark(best.synthetic)}{epoch}"
+    ) + (f", {parameters(best.params)}" if best.params else "")
 
 
 def data_line(data: Mapping[str, Any]) -> str:
@@ -121,7 +122,7 @@ def studies(rows: Iterable[Progress]) -> Table:
             str(row.pruned),
             str(row.failed),
             str(row.workers),
-            "-" if row.best is None else f"{row.best.value:.6g}",
+            "-" if row.best is None else f"{row.best.value:.6g}{mark(row.synthetic)}",
         )
     return table
 
@@ -137,7 +138,7 @@ def trials(records: list[dict[str, Any]]) -> Table:
         table.add_row(
             str(row["number"]),
             row["state"],
-            "-" if row["value"] is None else f"{row['value']:.6g}",
+            "-" if row["value"] is None else f"{row['value']:.6g}{mark(row['synthetic'])}",
             "-" if row["epoch"] is None else str(row["epoch"]),
             duration(row["duration_seconds"]),
             str(row["attempts"]),
