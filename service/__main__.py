@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import database, interrupt
 from service.cli.console import err
+from service.cli.display import visible
 from service.cli.main import main as command
 from service.errors import StudyhallError
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 def print_error(error: StudyhallError) -> int:
     """Print one line on stderr; return the exit code."""
-    err.print(f"studyhall: {error}", markup=False, soft_wrap=True)
+    err.print(f"studyhall: {visible(str(error))}", markup=False, soft_wrap=True)
     return error.exit_code
 
 
@@ -62,7 +63,7 @@ def print_usage_error(error: click.UsageError) -> int:
     path = error.ctx.command_path if error.ctx else "studyhall"
     message = error.format_message().replace("\n", " ").rstrip(".")
     line = f"studyhall: {message[:1].lower()}{message[1:]}; see {path} --help"
-    err.print(line, markup=False, soft_wrap=True)
+    err.print(visible(line), markup=False, soft_wrap=True)
     return error.exit_code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
 from service.artifacts.store import Store
-from service.errors import StudyhallError
-from service.settings import Settings
+from service.errors import NotAllowed, StudyhallError
+from service.settings import Settings, without_credentials
 from service.studies.hall import Hall
+from service.studies.permission import Permission
 from service.studies.study import Study
 
 INTERRUPTED = text(
@@ -63,19 +65,25 @@ class Finding:
         about: The study or the part of the installation.
         problem: What is wrong.
         cure: How to cure it.
+        wrong: False where nothing is wrong, but something has not been examined.
     """
 
     about: str
     problem: str
     cure: str
+    wrong: bool = True
 
 
-def examine(settings: Settings, study: str | None = None) -> Iterator[Finding]:
+def examine(
+    settings: Settings, study: str | None = None, permission: Permission | None = None
+) -> Iterator[Finding]:
     """Examine the database, the artifact store, and the studies.
 
     Args:
         settings: The settings of this process, with the database and the store.
         study: Name of the only study to examine; None: all.
+        permission: What may be imported; by default what the environment allows. The objectives
+            of other modules are not examined.
 
     Raises:
         UnknownStudy: There is no study of that name.
@@ -91,11 +99,13 @@ def examine(settings: Settings, study: str | None = None) -> Iterator[Finding]:
         yield Finding("database", *_problem_and_cure(database.failure(None, error)))
         return
     for name in hall.names() if study is None else [study]:
-        yield from examine_study(hall, hall.study(name))
+        allowed = permission or Permission.of_environment()
+        yield from examine_study(hall, hall.study(name), allowed)
 
 
 def examine_store(settings: Settings) -> Iterator[Finding]:
     """Whether a file can be written to the artifact store and read back."""
+    shown = without_credentials(settings.artifact_store)
     name, content = f"doctor-{uuid.uuid4().hex}", b"content"
     try:
         store = Store(settings.artifact_store)
@@ -104,12 +114,12 @@ def examine_store(settings: Settings) -> Iterator[Finding]:
         store.remove(name)
     except Exception as error:
         # File systems and object stores raise many types; each one is a finding.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        problem = f"checkpoints cannot be written to {settings.artifact_store}: {reason}"
+        reason = without_credentials(f"{type(error).__name__}: {error}".splitlines()[0])
+        problem = f"checkpoints cannot be written to {shown}: {reason}"
         yield Finding("artifacts", problem, "make it writable, or set STUDYHALL_ARTIFACTS")
         return
     if read != content:
-        problem = f"{settings.artifact_store} returns other content than was written"
+        problem = f"{shown} returns other content than was written"
         yield Finding("artifacts", problem, "set STUDYHALL_ARTIFACTS to another store")
 
 
@@ -132,7 +142,7 @@ def examine_server(hall: Hall) -> Iterator[Finding]:
         )
 
 
-def examine_study(hall: Hall, study: Study) -> Iterator[Finding]:
+def examine_study(hall: Hall, study: Study, permission: Permission) -> Iterator[Finding]:
     """Whether anything prevents the study from going on."""
     yield from examine_trials(hall, study)
     progress = study.progress()
@@ -140,7 +150,7 @@ def examine_study(hall: Hall, study: Study) -> Iterator[Finding]:
         problem = f"is stopped: {progress.stop_reason}"
         yield Finding(study.name, problem, f"studyhall resume {study.name}")
     if progress.state in ("new", "running", "stopped"):
-        yield from examine_objective(study, has_data=progress.data is not None)
+        yield from examine_objective(study, permission, has_data=progress.data is not None)
 
 
 def examine_trials(hall: Hall, study: Study) -> Iterator[Finding]:
@@ -164,14 +174,20 @@ def examine_trials(hall: Hall, study: Study) -> Iterator[Finding]:
         yield Finding(study.name, problem, cure)
 
 
-def examine_objective(study: Study, *, has_data: bool) -> Iterator[Finding]:
+def examine_objective(
+    study: Study, permission: Permission, *, has_data: bool
+) -> Iterator[Finding]:
     """Whether a worker on this machine could run the study's objective on its data."""
     cure = "start workers with --path and the folder of the objective's module"
     try:
-        objective = study.spec.load()
+        objective = study.spec.load(permission=permission)
         if has_data:  # else check_data would set this machine's data as the study's
             cure = "pass the study's data with --data-dir"
             study.check_data(objective)
+    except NotAllowed as error:
+        problem = f"its objective has not been examined: {error.problem}"
+        again = f"studyhall doctor {shlex.quote(study.name)} {error.option}"
+        yield Finding(study.name, problem, f"if you trust it: {again}", wrong=False)
     except StudyhallError as error:
         yield Finding(study.name, f"no worker on this machine can run it: {error}", cure)
 

@@ -38,6 +38,15 @@ class UnknownObjective(ConfigurationError):
     """The objective cannot be found or imported."""
 
 
+class NotAllowed(ConfigurationError):
+    """The study asks for code that nothing here allows."""
+
+    def __init__(self, problem: str, option: str) -> None:
+        super().__init__(f"{problem}; if you trust it, add {option}")
+        self.problem = problem
+        self.option = option
+
+
 class UnknownStudy(ConfigurationError):
     """There is no study of that name."""
 

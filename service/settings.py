@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ class Settings:
     home: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir("studyhall")))
     lease_seconds: float = 30.0
     database_patience: float = 600.0
-    artifacts: str | None = None
+    artifacts: str | None = field(default=None, repr=False)
 
     @property
     def artifact_store(self) -> str:
@@ -81,6 +82,12 @@ def normalize_url(url: str) -> URL:
     if backend not in ("postgresql", "postgres"):
         raise ConfigurationError(f"the database must be PostgreSQL, not {backend!r}; {example}")
     return parsed.set(drivername="postgresql+psycopg2")
+
+
+def without_credentials(text: str) -> str:
+    """A URL, or a message with URLs, as it may be shown: no user, no password, no query."""
+    shown = re.sub(r"(?<=://)[^\s'\"]*@", "***@", text)
+    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1?***", shown)
 
 
 def positive_seconds(name: str, text: str) -> float:

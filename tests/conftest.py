@@ -77,4 +77,5 @@ def no_settings_from_outside(
     for name in os.environ:
         if name.startswith("STUDYHALL_") and name != "STUDYHALL_TEST_DATABASE_URL":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("STUDYHALL_ALLOW", "stubs")
     monkeypatch.setenv("STUDYHALL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

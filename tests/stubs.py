@@ -17,6 +17,10 @@ def quick(trial: optuna.Trial) -> float:
     return x**2
 
 
+def two(trial: optuna.Trial) -> float:
+    return trial.suggest_float("x", -10, 10) ** 2 + trial.suggest_float("y", -10, 10) ** 2
+
+
 def stepped(trial: optuna.Trial) -> float:
     """Five reported steps of 20 ms; the best value is x squared."""
     x = trial.suggest_float("x", -10, 10)
@@ -137,6 +141,21 @@ class WithData:
 
 
 with_data = WithData()
+
+
+class Generated(WithData):
+    """On generated data."""
+
+    def configured(
+        self, settings: dict[str, object], data: str | None = None, data_dir: str | None = None
+    ) -> Generated:
+        return Generated()
+
+    def data(self) -> dict[str, str]:
+        return {**super().data(), "kind": "synthetic"}
+
+
+generated = Generated()
 
 
 def three(trial: optuna.Trial) -> float:

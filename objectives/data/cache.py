@@ -2,10 +2,11 @@
 
 The first process makes an entry, under a lock. Later ones neither read nor split the data set,
 and all of them share the same pages of memory. An entry is identified by the source's files (path,
-size, time of change) and by the split. Its SHA-256 is checked whenever a process opens it.
+size, times, inode) and by the split. Its SHA-256 is checked whenever a process opens it, that of
+its metadata too.
 
-The folder is `STUDYHALL_CACHE`, else the user's cache folder. If it cannot be written, every
-process reads the data set itself.
+The folder is `STUDYHALL_CACHE`, else the user's cache folder. If it cannot be written, or if other
+accounts can write it and so replace the data, every process reads the data set itself.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from objectives.data.arrays import Array
 
 _log = logging.getLogger("studyhall")
 
-_VERSION = 1
+_VERSION = 2
 _METADATA_FILE = "about.json"
 _MAX_ENTRIES = 8
 
@@ -58,17 +59,33 @@ def load_or_make(identity: Any, make: Callable[[], Entry]) -> Entry:
     """
     place = cache_folder() / f"{_sha256(json.dumps([_VERSION, identity]).encode())[:32]}"
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_foreign(place.parent)
         with _locked(place.with_suffix(".lock")):
             cached = _open(place)
             if cached is not None:
                 return cached
             made = make()
             _write(place, made)
+    except _ForeignFolder as error:
+        _log.warning("the data cache is not used: %s", error)
+        return make()
     except OSError as error:
         _log.info("no cache in %s (%s): this process reads the data itself", place.parent, error)
         return make()
     return _open(place) or made
+
+
+class _ForeignFolder(Exception):
+    """Another account could put data into the folder."""
+
+
+def _refuse_foreign(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise _ForeignFolder(f"{folder} belongs to another account: set STUDYHALL_CACHE")
+    if status.st_mode & 0o022:
+        raise _ForeignFolder(f"other accounts can write {folder}: remove it, or chmod go-w")
 
 
 @contextlib.contextmanager
@@ -82,6 +99,8 @@ def _open(place: Path) -> Entry | None:
     """Return the entry if it exists and is undamaged."""
     try:
         metadata = json.loads((place / _METADATA_FILE).read_text())
+        if metadata.pop("seal") != _seal(metadata):
+            raise ValueError(f"{_METADATA_FILE} is not what was written")
         digests = metadata.pop("sha256")
         arrays = {name: _map(place / f"{name}.npy", digest) for name, digest in digests.items()}
         os.utime(place)
@@ -109,8 +128,9 @@ def _write(place: Path, entry: Entry) -> None:
         digests = {
             key: _save(temporary / f"{key}.npy", array) for key, array in entry.arrays.items()
         }
-        metadata = json.dumps({**entry.metadata, "sha256": digests})
-        (temporary / _METADATA_FILE).write_text(metadata)
+        metadata = {**entry.metadata, "sha256": digests}
+        sealed = json.dumps({**metadata, "seal": _seal(metadata)})
+        (temporary / _METADATA_FILE).write_text(sealed)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(temporary, place)
     _remove_oldest(place.parent)
@@ -130,6 +150,11 @@ def _remove_oldest(folder: Path) -> None:
     )
     for metadata in entries[:-_MAX_ENTRIES]:
         shutil.rmtree(metadata.parent, ignore_errors=True)
+
+
+def _seal(metadata: dict[str, Any]) -> str:
+    """SHA-256 of the metadata: the fingerprint and the digests of the arrays belong together."""
+    return _sha256(json.dumps(metadata, sort_keys=True).encode())
 
 
 def _sha256(content: Any) -> str:

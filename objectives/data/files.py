@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import struct
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -45,6 +46,7 @@ _CIFAR_TARBALLS = (
 )
 _CIFAR_PIXELS = 3 * 32 * 32
 _MAX_BATCH_BYTES = 64 * 2**20
+MAX_NPZ_BYTES = 32 * _MAX_BATCH_BYTES
 _MAX_IDX_BYTES = 16 * _MAX_BATCH_BYTES
 
 
@@ -89,6 +91,7 @@ def find_cifar10(folder: Path) -> DataFiles | None:
 
 def read_npz(path: Path) -> TrainTestArrays:
     """Read an archive with Keras's keys: x_train, y_train, x_test, y_test."""
+    _refuse_large_archive(path)
     with _data_errors(path), np.load(path, allow_pickle=False) as archive:
         names = getattr(archive, "files", ())
         missing = [key for key in _NPZ_KEYS if key not in names]
@@ -96,6 +99,19 @@ def read_npz(path: Path) -> TrainTestArrays:
             has = ", ".join(names) or "none"
             raise DataError(f"{path}: lacks {', '.join(missing)} (it has {has})")
         return TrainTestArrays(*(archive[key] for key in _NPZ_KEYS))
+
+
+def _refuse_large_archive(path: Path) -> None:
+    """Refuse an archive by the sizes in its directory; a member is not read beyond its size."""
+    with _data_errors(path):
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_NPZ_BYTES:
+            raise DataError(
+                f"{path}: {size} bytes when unpacked, too large (at most {MAX_NPZ_BYTES})"
+            )
 
 
 def read_idx(path: Path) -> Array:

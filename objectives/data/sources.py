@@ -212,10 +212,16 @@ CIFAR10 = ImageSource(
 
 
 def _stats(path: Path) -> list[Any]:
-    """Return path, size and time of change of a file, or of every file in a folder."""
+    """Return path, size, times and inode of a file, or of every file in a folder.
+
+    A program can set back the time of modification, but not the time of change.
+    """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(file, file.stat()) for file in files]
-    return [[str(file.absolute()), s.st_size, s.st_mtime_ns] for file, s in stats]
+    return [
+        [str(file.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+        for file, s in stats
+    ]
 
 
 def _sha256(path: Path) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.artifacts.store import Store
+from service.settings import without_credentials
 
 log = logging.getLogger("studyhall")
 
@@ -31,6 +32,10 @@ CHECKPOINT = re.compile(r"(?:(\d+)-)?(\d+)\.ckpt")
 """Token and epoch. Earlier versions wrote no token."""
 
 OWNER = re.compile(r"(\d+)\.owner")
+
+
+def _shown(error: Exception) -> str:
+    return without_credentials(str(error))
 
 
 class DamagedCheckpoint(Exception):
@@ -82,14 +87,16 @@ class TrialCheckpoints:
             names = self._valid_names()
             self._inherited = names[-KEPT:]
         except Exception as error:  # file systems and object stores raise many types
-            log.warning("checkpoints cannot be read from %s: %s", self._store.url, error)
+            log.warning("checkpoints cannot be read from %s: %s", self._store.url, _shown(error))
             return None
         self._write_owner()
         for name in reversed(names):
             try:
                 return self._read(name)
             except Exception as error:
-                log.warning("checkpoint %s/%s cannot be used: %s", self._folder, name, error)
+                log.warning(
+                    "checkpoint %s/%s cannot be used: %s", self._folder, name, _shown(error)
+                )
         return None
 
     def wait(self) -> None:
@@ -101,7 +108,9 @@ class TrialCheckpoints:
             pending.result()
         except Exception as error:
             # File systems and object stores raise many types; none of them ends a training.
-            log.warning("the checkpoint cannot be written to %s: %s", self._store.url, error)
+            log.warning(
+                "the checkpoint cannot be written to %s: %s", self._store.url, _shown(error)
+            )
 
     def clear(self) -> None:
         """Delete all checkpoints of the trial, which has ended."""
@@ -109,7 +118,9 @@ class TrialCheckpoints:
         try:
             self._store.remove(self._folder)
         except Exception as error:
-            log.warning("checkpoints cannot be deleted from %s: %s", self._store.url, error)
+            log.warning(
+                "checkpoints cannot be deleted from %s: %s", self._store.url, _shown(error)
+            )
 
     def close(self) -> None:
         """Wait for the last save, then end the writing thread."""
@@ -143,7 +154,9 @@ class TrialCheckpoints:
         try:
             self._store.write(f"{self._folder}/{self._token:012d}.owner", content)
         except Exception as error:
-            log.warning("the owner file cannot be written to %s: %s", self._store.url, error)
+            log.warning(
+                "the owner file cannot be written to %s: %s", self._store.url, _shown(error)
+            )
 
     def _valid_names(self) -> list[str]:
         """The checkpoints that may be loaded, the newest last."""

@@ -13,6 +13,7 @@ import threading
 import fsspec
 
 from service.errors import ConfigurationError
+from service.settings import without_credentials
 
 log = logging.getLogger("studyhall")
 
@@ -23,28 +24,34 @@ class Store:
     Args:
         url: A folder, or any URL that fsspec can open.
 
+    Attributes:
+        url: The URL as it may be shown, without credentials.
+
     Raises:
         ConfigurationError: fsspec does not know the URL's protocol.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self._full_url = url
+        self.url = without_credentials(url)
         try:
             self._open()
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
-                f"the artifact store {url!r} cannot be used: {str(error).splitlines()[0]}"
-            ) from error
+                f"the artifact store {self.url!r} cannot be used: "
+                f"{without_credentials(str(error).splitlines()[0])}"
+            ) from None
         except Exception as error:  # some file systems connect at once; each use tries again
-            log.warning("the artifact store %s cannot be reached: %s", url, error)
+            reason = without_credentials(str(error))
+            log.warning("the artifact store %s cannot be reached: %s", self.url, reason)
             return
         if self._local and os.path.exists(self._root) and not os.path.isdir(self._root):
             raise ConfigurationError(
-                f"the artifact store {url!r} cannot be used: it is a file, not a folder"
+                f"the artifact store {self.url!r} cannot be used: it is a file, not a folder"
             )
 
     def _open(self) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self._fs, self._root = fsspec.core.url_to_fs(self._full_url)
         self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
 
     def write(self, name: str, data: bytes) -> None:
@@ -85,21 +92,45 @@ class Store:
             return
 
     def _path(self, name: str) -> str:
+        """The path of a name. Names have parts that were read from the database.
+
+        Raises:
+            ConfigurationError: The path would lead outside the store.
+        """
         if not hasattr(self, "_fs"):
             self._open()
-        return posixpath.join(self._root, name)
+        path = posixpath.join(self._root, name)
+        if not all(map(_is_plain, name.split("/"))) or (self._local and self._leads_out(path)):
+            raise ConfigurationError(
+                f"the artifact {name[:80]!r} would lie outside the store: refused"
+            )
+        return path
+
+    def _leads_out(self, path: str) -> bool:
+        """Whether a symbolic link on the way leads out of the folder."""
+        root, parent = os.path.realpath(self._root), os.path.realpath(os.path.dirname(path))
+        return bool(os.path.commonpath((root, parent)) != root)
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a part of a name is one step down, whatever the file system."""
+    return part not in ("", ".", "..") and part.isprintable() and not set(part) & set("\\:*?[]")
 
 
 def _write_durably(path: str, data: bytes) -> None:
-    """Write under a temporary name, sync, and rename."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    """Write under a temporary name, sync, and rename. Only our own account can read the file."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
-    with open(temporary, "wb") as file:
+    with open(temporary, "wb", opener=_private) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
     _sync_folder(os.path.dirname(path))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _sync_folder(folder: str) -> None:

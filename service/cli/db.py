@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
+import sqlalchemy
+from sqlalchemy.engine import URL
 
 from service import database
-from service.cli.console import out, print_plain
-from service.cli.options import Context
+from service.cli.console import err, out, print_plain
+from service.cli.options import Context, option
 from service.database import embedded, schema
 from service.workers import presence
 
@@ -53,10 +57,44 @@ def check(context: Context) -> None:
 
 
 @db.command()
+@option("--password", is_flag=True, help="Print the password too, which `ps` would then show.")
 @click.pass_obj
-def url(context: Context) -> None:
+def url(context: Context, password: bool) -> None:
     """Print the URL that Optuna's own tools take as --storage."""
-    print_plain(database.database_url_for_stock(database.resolve_url(context.settings)))
+    whole = database.database_url_for_stock(database.resolve_url(context.settings))
+    shown, secret = split_password(whole)
+    print_plain(whole if password else shown)
+    if secret is not None and not password:
+        hint = 'without its password, for which there is: eval "$(studyhall db env)"'
+        err.print(hint, markup=False)
+
+
+@db.command()
+@click.pass_obj
+def env(context: Context) -> None:
+    """Print variables for Optuna's own tools: eval "$(studyhall db env)"."""
+    whole = database.database_url_for_stock(database.resolve_url(context.settings))
+    shown, secret = split_password(whole)
+    print_plain(f"export OPTUNA_STORAGE={shlex.quote(shown)}")
+    if secret is not None:
+        print_plain(f"export PGPASSWORD={shlex.quote(secret)}")
+
+
+def split_password(url: str) -> tuple[str, str | None]:
+    """The URL without its password, and the password, which libpq reads from PGPASSWORD too."""
+    parsed = sqlalchemy.make_url(url)
+    asked = parsed.query.get("password")
+    secret = parsed.password if parsed.password is not None else asked
+    bare = URL.create(
+        parsed.drivername,
+        parsed.username,
+        None,
+        parsed.host,
+        parsed.port,
+        parsed.database,
+        {key: value for key, value in parsed.query.items() if key != "password"},
+    )
+    return bare.render_as_string(), None if secret is None else str(secret)
 
 
 @db.command()

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from service.doctor import Finding
 from service.errors import headline
-from service.studies.progress import Best, Progress
+from service.studies.progress import Best, Progress, mark
 
 
 def to_json(value: Any) -> str:
@@ -35,6 +35,13 @@ def _strict(value: Any) -> Any:
     return value
 
 
+def visible(text: str) -> str:
+    """Text from the database in one line: a terminal obeys control characters."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def duration(seconds: float | None) -> str:
     """``1m15s`` for 75 seconds; a dash for None."""
     if seconds is None:
@@ -50,9 +57,11 @@ def duration(seconds: float | None) -> str:
 
 def parameters(params: Mapping[str, Any]) -> str:
     """Parameters in one line, floats to four digits."""
-    return ", ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in params.items()
+    return visible(
+        ", ".join(
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in params.items()
+        )
     )
 
 
@@ -61,18 +70,24 @@ def best_line(best: Best | None, monitor: str | None) -> str:
     if best is None:
         return "no trial is complete yet"
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
-    return f"best trial {best.number}: {monitor or 'value'} {best.value:.6g}{epoch}" + (
-        f", {parameters(best.params)}" if best.params else ""
-    )
+    return (
+        f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}"
+        f"{mark(best.synthetic)}{epoch}"
+    ) + (f", {parameters(best.params)}" if best.params else "")
+
+
+def data_line(data: Mapping[str, Any]) -> str:
+    """Where a study's data come from, in one line."""
+    return visible(f"data: {data['name']} from {data['source']}")
 
 
 def status(progress: Progress, monitor: str | None) -> RenderableType:
     """One study in a few lines, as `studyhall status STUDY` prints it."""
     total = progress.n_trials
     head = Text.assemble(
-        (progress.study, "bold"),
+        (visible(progress.study), "bold"),
         f"  {progress.state}",
-        "" if progress.stop_reason is None else f" ({progress.stop_reason})",
+        "" if progress.stop_reason is None else f" ({visible(progress.stop_reason)})",
         ", with no worker" if progress.state == "running" and not progress.workers else "",
     )
     counts = (
@@ -89,7 +104,7 @@ def status(progress: Progress, monitor: str | None) -> RenderableType:
     for line in (head, bar, Text(counts), Text(best_line(progress.best, monitor))):
         grid.add_row(line)
     if progress.data is not None:
-        grid.add_row(Text(f"data: {progress.data['name']} from {progress.data['source']}"))
+        grid.add_row(Text(data_line(progress.data)))
     return grid
 
 
@@ -100,14 +115,14 @@ def studies(rows: Iterable[Progress]) -> Table:
     for row in rows:
         total = "?" if row.n_trials is None else row.n_trials
         table.add_row(
-            Text(row.study),
+            Text(visible(row.study)),
             row.state,
             f"{row.finished}/{total}",
             str(row.complete),
             str(row.pruned),
             str(row.failed),
             str(row.workers),
-            "-" if row.best is None else f"{row.best.value:.6g}",
+            "-" if row.best is None else f"{row.best.value:.6g}{mark(row.synthetic)}",
         )
     return table
 
@@ -123,13 +138,13 @@ def trials(records: list[dict[str, Any]]) -> Table:
         table.add_row(
             str(row["number"]),
             row["state"],
-            "-" if row["value"] is None else f"{row['value']:.6g}",
+            "-" if row["value"] is None else f"{row['value']:.6g}{mark(row['synthetic'])}",
             "-" if row["epoch"] is None else str(row["epoch"]),
             duration(row["duration_seconds"]),
             str(row["attempts"]),
             Text(parameters(row["params"])),
-            Text(_cause(row)),
-            row["worker"] or "-",
+            Text(visible(_cause(row))),
+            Text(visible(row["worker"] or "-")),
         )
     return table
 
@@ -157,7 +172,8 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
 
 def findings(rows: list[Finding]) -> RenderableType:
     """The doctor's findings, each with its cure."""
-    if not rows:
-        return Text("nothing is wrong")
-    lines = [f"{row.about}: {row.problem}\n    -> {row.cure}" for row in rows]
+    lines = [] if any(row.wrong for row in rows) else ["nothing is wrong"]
+    lines += [
+        f"{visible(row.about)}: {visible(row.problem)}\n    -> {visible(row.cure)}" for row in rows
+    ]
     return Text("\n".join(lines))

@@ -10,10 +10,11 @@ import click
 from service import doctor as examination
 from service.cli import display
 from service.cli.console import out, print_plain
-from service.cli.options import Context, option, path_option
+from service.cli.options import Context, allow_option, full_path, option, path_option
 from service.errors import WorkFailed
 from service.studies import registry
 from service.studies.hall import Hall
+from service.studies.permission import Permission, parse_allow
 from service.studies.study import Study
 
 
@@ -102,7 +103,9 @@ def objectives(path: str | None) -> None:
     """The names that can be run, with their search spaces."""
     for name in registry.names():
         out.print(name, style="bold", markup=False)
-        search_space = getattr(registry.load(name, path), "search_space", None)
+        search_space = getattr(
+            registry.load(name, Permission(path=full_path(path))), "search_space", None
+        )
         for key, values in (search_space() if search_space else {}).items():
             out.print(f"  {key:<18} {values}", markup=False)
 
@@ -110,13 +113,18 @@ def objectives(path: str | None) -> None:
 @click.command()
 @click.argument("name", metavar="[STUDY]", required=False)
 @option("--json", "as_json", is_flag=True, help="A list of findings.")
+@path_option
+@allow_option
 @click.pass_obj
-def doctor(context: Context, name: str | None, as_json: bool) -> None:
+def doctor(
+    context: Context, name: str | None, as_json: bool, path: str | None, allow: str | None
+) -> None:
     """What is wrong, and what to do about it; exit code 1 if anything is."""
-    findings = list(examination.examine(context.settings, name))
+    permission = Permission(parse_allow(allow), full_path(path))
+    findings = list(examination.examine(context.settings, name, permission))
     if as_json:
         print_plain(display.to_json([finding.__dict__ for finding in findings]))
     else:
         out.print(display.findings(findings), soft_wrap=True)
-    if findings:
+    if any(finding.wrong for finding in findings):
         sys.exit(1)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from service.cli.console import out
-from service.cli.options import DEFAULT_TRIALS
+from service.cli.display import data_line
+from service.cli.options import DEFAULT_TRIALS, full_path
 from service.errors import ConfigurationError
 from service.sampling import factory
 from service.studies import registry
 from service.studies.hall import Hall, check_name
+from service.studies.permission import Permission
 from service.studies.spec import Budget, Spec
 from service.studies.study import Study
 
@@ -28,8 +30,13 @@ COMPARED = (
 """Options that have the same name in the stored spec or budget."""
 
 
-def make_study(hall: Hall, options: dict[str, Any]) -> Study:
+def make_study(hall: Hall, options: dict[str, Any], permission: Permission) -> Study:
     """Create the study that the options describe, or find it and compare it with them.
+
+    Args:
+        hall: The database.
+        options: The options of the command.
+        permission: What the command allows; the objective that it names is among it.
 
     Raises:
         SpecMismatch: The study exists, and the options contradict its spec.
@@ -38,24 +45,24 @@ def make_study(hall: Hall, options: dict[str, Any]) -> Study:
     name = options["objective"] if options["study"] is None else options["study"]
     if name in hall.names():
         study = hall.study(name)
-        study.refuse_contradictions(explicit_options(options, study.spec))
+        study.refuse_contradictions(explicit_options(options, study.spec, permission))
         return study
-    return create_study(hall, name, options)
+    return create_study(hall, name, options, permission)
 
 
-def create_study(hall: Hall, name: str, options: dict[str, Any]) -> Study:
+def create_study(hall: Hall, name: str, options: dict[str, Any], permission: Permission) -> Study:
     """Create a study, unless another process creates it at the same time."""
     budget = make_budget(options["trials"], options["timeout"])
-    spec, objective = make_spec(options)
+    spec, objective = make_spec(options, permission)
     check_name(name)
     spec.check()  # before the data, which may have to be downloaded
     data = registry.data_of(objective)
     if data is not None:
-        out.print(f"data: {data['name']} from {data['source']}", markup=False)
+        out.print(data_line(data), markup=False)
         spec = Spec.from_json({**spec.to_json(), "data": data.get("kind")})
     study = hall.create(name, spec, budget)
     # Another process may have created it just now, with other options.
-    study.refuse_contradictions(explicit_options(options, study.spec))
+    study.refuse_contradictions(explicit_options(options, study.spec, permission))
     study.check_data(objective)
     return study
 
@@ -67,11 +74,11 @@ def make_budget(trials: int | None, timeout: float | None) -> Budget:
     return Budget(trials, timeout)
 
 
-def make_spec(options: dict[str, Any]) -> tuple[Spec, registry.Objective]:
+def make_spec(options: dict[str, Any], permission: Permission) -> tuple[Spec, registry.Objective]:
     """A spec from the options and from the objective's own attributes."""
-    data_dir, path = full_path(options["data_dir"]), full_path(options["path"])
+    data_dir = full_path(options["data_dir"])
     objective = registry.configure(
-        registry.load(options["objective"], path),
+        registry.load(options["objective"], permission),
         factory.parse_arguments(options["settings"], "--set"),
         options["data"],
         data_dir,
@@ -93,19 +100,16 @@ def make_spec(options: dict[str, Any]) -> tuple[Spec, registry.Objective]:
         monitor=getattr(objective, "monitor", None),
         data=options["data"],
         data_dir=data_dir,
-        path=path or str(Path.cwd()),
+        path=permission.path or str(Path.cwd()),
         trial_timeout=options["trial_timeout"],
         max_attempts=options["max_attempts"] or 3,
     )
     return spec, objective
 
 
-def full_path(folder: str | None) -> str | None:
-    """The folder's full path, for processes that run elsewhere."""
-    return None if folder is None else str(Path(folder).resolve())
-
-
-def explicit_options(options: dict[str, Any], stored: Spec) -> dict[str, Any]:
+def explicit_options(
+    options: dict[str, Any], stored: Spec, permission: Permission
+) -> dict[str, Any]:
     """The options that the user set, under the names of the stored spec."""
     explicit = {key: options[key] for key in COMPARED if options[key] is not None}
     if options["data"] not in (None, "auto"):
@@ -116,7 +120,7 @@ def explicit_options(options: dict[str, Any], stored: Spec) -> dict[str, Any]:
             explicit[f"{key}_arguments"] = factory.parse_arguments(pairs, f"--{key}-arg")
     if options["settings"]:
         objective = registry.configure(
-            registry.load(options["objective"], options["path"] or stored.path),
+            registry.load(options["objective"], permission),
             {**stored.settings, **factory.parse_arguments(options["settings"], "--set")},
             stored.data,
             options["data_dir"] or stored.data_dir,

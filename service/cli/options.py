@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -14,6 +15,7 @@ from service.errors import ConfigurationError
 from service.sampling import factory
 from service.settings import Settings
 from service.studies.hall import Hall
+from service.studies.permission import Permission, parse_allow
 from service.workers import devices
 from service.workers.devices import Device
 from service.workers.limits import Limits
@@ -109,6 +111,39 @@ path_option = option(
     type=click.Path(file_okay=False, exists=True),
     help="Folder to put first on the import path.",
 )
+allow_option = option(
+    "--allow",
+    metavar="MODULE,...",
+    help="Modules that an objective may be imported from, besides the installed ones.",
+)
+allow_pickle_option = option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Let the sampler cmaes unpickle its state from the database.",
+)
+
+
+def permission_options(function: F) -> F:
+    """What a stored study may import or unpickle here; the command gets one `Permission`."""
+
+    @path_option
+    @allow_option
+    @allow_pickle_option
+    @functools.wraps(function)
+    def with_permission(
+        *args: Any, path: str | None, allow: str | None, allow_pickle: bool, **values: Any
+    ) -> Any:
+        permission = Permission(parse_allow(allow), full_path(path), allow_pickle)
+        return function(*args, permission=permission, **values)
+
+    return cast(F, with_permission)
+
+
+def full_path(folder: str | None) -> str | None:
+    """The folder's full path, for processes that run elsewhere."""
+    return None if folder is None else str(Path(folder).resolve())
+
+
 study_options = options(
     option("--study", help="Name of the study.  [default: the objective's]"),
     option(
@@ -148,7 +183,6 @@ study_options = options(
         help="Real data, generated data, or real data if available.  [default: real]",
     ),
     data_dir_option,
-    path_option,
 )
 _worker_options = options(
     option("--workers", type=int, help="Worker processes here.  [default: by the devices]"),

@@ -6,12 +6,14 @@ import shlex
 import sys
 import time
 
+import click
+
 from service.cli import display
 from service.cli.console import LiveStatus, err, out
-from service.cli.making import full_path
-from service.cli.options import Placing
-from service.errors import WorkFailed
+from service.cli.options import Placing, full_path
+from service.errors import NotAllowed, WorkFailed
 from service.studies.hall import Hall
+from service.studies.permission import Permission
 from service.studies.progress import Progress
 from service.studies.study import Study
 from service.workers.pool import Pool
@@ -20,7 +22,7 @@ ENDED = ("finished", "stopped")
 
 
 def work(
-    hall: Hall, study: Study, placing: Placing, data_dir: str | None, path: str | None
+    hall: Hall, study: Study, placing: Placing, data_dir: str | None, permission: Permission
 ) -> None:
     """Run a pool on the study, then print how the study stands.
 
@@ -30,17 +32,33 @@ def work(
         WorkFailed: The study ended without a complete trial, or failures stopped it.
     """
     if study.progress().state not in ENDED:
-        code = run_pool(hall, study, placing, data_dir, path)
+        require(study, permission)
+        code = run_pool(hall, study, placing, data_dir, permission)
         if code == 130:
             resume = f"studyhall resume {shlex.quote(study.name)}"
-            err.print(f"interrupted; go on with: {resume}", markup=False)
+            err.print(display.visible(f"interrupted; go on with: {resume}"), markup=False)
         if code:
             sys.exit(code)
     conclude(study)
 
 
+def require(study: Study, permission: Permission) -> None:
+    """Refuse a study whose code this command does not allow.
+
+    Raises:
+        NotAllowed: The message has the command that would allow it.
+    """
+    try:
+        study.spec.require(permission)
+    except NotAllowed as error:
+        context = click.get_current_context()
+        name = context.params.get("name") or context.params.get("objective") or study.name
+        command = f"studyhall {context.info_name} {shlex.quote(name)} {error.option}"
+        raise NotAllowed(error.problem, f"{error.option} to the command: {command}") from None
+
+
 def run_pool(
-    hall: Hall, study: Study, placing: Placing, data_dir: str | None, path: str | None
+    hall: Hall, study: Study, placing: Placing, data_dir: str | None, permission: Permission
 ) -> int:
     """Run a pool until the study has nothing left; return its exit code."""
     with LiveStatus(out, study.spec.monitor) as live:
@@ -51,7 +69,7 @@ def run_pool(
             live.print_line,
             live.show,
             full_path(data_dir),
-            full_path(path),
+            permission,
             placing.limits,
             placing.gpu_capacity,
         )
@@ -62,7 +80,8 @@ def wait_for_work(study: Study) -> None:
     """Wait until a stopped or finished study is resumed."""
     state = study.progress().state
     if state in ENDED:
-        out.print(f"{study.name} is {state}; waiting until it is resumed", markup=False)
+        line = f"{study.name} is {state}; waiting until it is resumed"
+        out.print(display.visible(line), markup=False)
     while study.progress().state in ENDED:
         time.sleep(2)
 
@@ -81,7 +100,7 @@ def conclude(study: Study) -> None:
         _conclude_finished(study.name, progress)
     elif not progress.workers:
         resume = f"studyhall resume {shlex.quote(study.name)}"
-        out.print(f"it is not finished; go on with: {resume}", markup=False)
+        out.print(display.visible(f"it is not finished; go on with: {resume}"), markup=False)
 
 
 def _conclude_stopped(name: str, progress: Progress) -> None:
@@ -90,7 +109,7 @@ def _conclude_stopped(name: str, progress: Progress) -> None:
     )
     if progress.stop_reason != "stopped by the user":
         raise WorkFailed(message)
-    out.print(message, markup=False)
+    out.print(display.visible(message), markup=False)
 
 
 def _conclude_finished(name: str, progress: Progress) -> None:
@@ -106,8 +125,10 @@ def _conclude_finished(name: str, progress: Progress) -> None:
     if progress.late:
         spent, more = f"the study's time is over ({total})", "--timeout 1h"
     out.print(
-        f"{spent}. Next: studyhall best {quoted} | "
-        f"studyhall trials {quoted} | studyhall resume {quoted} {more}",
+        display.visible(
+            f"{spent}. Next: studyhall best {quoted} | "
+            f"studyhall trials {quoted} | studyhall resume {quoted} {more}"
+        ),
         markup=False,
         soft_wrap=True,
     )

@@ -58,6 +58,9 @@ OURS = {
     "MedianPruner": pruners.MedianPruner,
     "PercentilePruner": pruners.PercentilePruner,
 }
+UNPICKLING = ("CmaEsSampler",)
+"""Samplers that unpickle attributes of the study's trials (optuna/samplers/_cmaes.py)."""
+
 SHARED_SEED = ("GridSampler", "QMCSampler", "BruteForceSampler")
 
 
@@ -91,6 +94,14 @@ def sampler_class(name: str) -> tuple[type[BaseSampler], dict[str, Any]]:
         ConfigurationError: There is no such sampler.
     """
     return _find("sampler", name, SAMPLERS, optuna.samplers, BaseSampler)
+
+
+def unpickles(name: str) -> bool:
+    """Whether a sampler unpickles what it finds in the database."""
+    try:
+        return any(cls.__name__ in UNPICKLING for cls in sampler_class(name)[0].__mro__)
+    except ConfigurationError:
+        return False  # there is no such sampler, as whoever makes it will say
 
 
 def pruner_class(name: str) -> tuple[type[BasePruner], dict[str, Any]]:

@@ -105,6 +105,8 @@ class Hall:
         Raises:
             UnknownStudy: There is none; the message lists the studies of the database.
         """
+        if "\0" in name or (not name.isascii() and name.encode(errors="ignore").decode() != name):
+            raise UnknownStudy(f"there is no study {name!r}")  # PostgreSQL holds no such text
         with self.engine.connect() as connection:
             row = connection.execute(FIND, {"name": name}).one_or_none()
         if row is None:

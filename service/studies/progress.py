@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,11 @@ class Progress:
     late: bool = False
 
     @property
+    def synthetic(self) -> bool:
+        """Whether the study's data are generated, so that its values say nothing of real data."""
+        return is_synthetic(self.data)
+
+    @property
     def finished(self) -> int:
         """Trials that have ended, well or not."""
         return self.complete + self.pruned + self.failed
@@ -50,7 +56,7 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         """The object that ``studyhall status --json`` prints."""
         best = None if self.best is None else self.best.to_json()
-        return {**self.__dict__, "best": best}
+        return {**self.__dict__, "best": best, "synthetic": self.synthetic}
 
     def __str__(self) -> str:
         total = "?" if self.n_trials is None else self.n_trials
@@ -59,7 +65,19 @@ class Progress:
             f"({self.complete} complete, {self.pruned} pruned, {self.failed} failed, "
             f"{self.running} running, {self.interrupted} interrupted), {self.workers} workers"
         )
-        return line if self.best is None else f"{line}, best {self.best.value:.6g}"
+        if self.best is None:
+            return line
+        return f"{line}, best {self.best.value:.6g}{mark(self.synthetic)}"
+
+
+def is_synthetic(data: Mapping[str, Any] | None) -> bool:
+    """Whether a study's data are generated."""
+    return data is not None and data.get("kind") == "synthetic"
+
+
+def mark(synthetic: bool) -> str:
+    """What stands behind every value that was measured on generated data."""
+    return " SYNTHETIC" if synthetic else ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class Best:
         params: Its parameters.
         epoch: Its best epoch, from 0; None where the objective names none.
         seed: The seed of everything random in the trial.
+        synthetic: Whether the value was measured on generated data.
     """
 
     number: int
@@ -79,6 +98,7 @@ class Best:
     params: dict[str, Any]
     epoch: int | None
     seed: int
+    synthetic: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As ``studyhall best --json`` prints it."""

@@ -52,8 +52,10 @@ def read_attempts(connection: Connection, study_id: int) -> dict[int, list[Attem
     return attempts
 
 
-def record(trial: FrozenTrial, attempts: list[Attempt]) -> dict[str, Any]:
-    """One trial as a dict of JSON values."""
+def record(
+    trial: FrozenTrial, attempts: list[Attempt], *, synthetic: bool = False
+) -> dict[str, Any]:
+    """One trial as a dict of JSON values; `synthetic`: its data are generated."""
     last = attempts[-1] if attempts else None
     interrupted = trial.state == TrialState.RUNNING and last is not None and last.ended_at
     duration = trial.duration
@@ -61,6 +63,7 @@ def record(trial: FrozenTrial, attempts: list[Attempt]) -> dict[str, Any]:
         "number": trial.number,
         "state": "interrupted" if interrupted else trial.state.name.lower(),
         "value": trial.values[0] if trial.values else None,
+        "synthetic": synthetic,
         "epoch": trial.user_attrs.get("epoch"),
         "params": trial.params,
         "intermediate_values": trial.intermediate_values,

@@ -13,11 +13,14 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from service.errors import ConfigurationError, UnknownObjective
+from service.errors import ConfigurationError, NotAllowed, UnknownObjective
+from service.studies.permission import Permission, lies_in
 
 GROUP = "studyhall.objectives"
 Objective = Callable[[Any], float]
@@ -28,25 +31,75 @@ def names() -> list[str]:
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
-def load(reference: str, path: str | None = None) -> Objective:
+def load(reference: str, permission: Permission | None = None) -> Objective:
     """Import an objective by its installed name or as ``package.module:attribute``.
 
     Args:
         reference: The name or reference.
-        path: A folder to put first on the import path; the current folder is always on it.
+        permission: What may be imported, for a reference that was read from the database;
+            by default what the environment allows. `typed` is for one that the user named.
 
     Raises:
+        NotAllowed: The permission does not contain the module.
         UnknownObjective: It cannot be found, imported or called.
     """
-    for folder in (str(Path.cwd()), path):
-        if folder and folder not in sys.path:
-            sys.path.insert(0, folder)
     points = entry_points(group=GROUP, name=reference)
     target = next(iter(points)).value if points else reference
     module, _, attribute = target.partition(":")
     if not attribute:
         raise UnknownObjective(_unknown(reference))
-    return _attribute(reference, _module(reference, module), attribute)
+    permission = Permission.of_environment() if permission is None else permission
+    if not points:
+        require(reference, permission)
+    current = not points and permission.names(reference)
+    prepare_path(permission.path, str(Path.cwd()) if current else None)
+    exact = bool(points) or reference in permission.allow
+    return _attribute(reference, _module(reference, module), attribute, exact=exact)
+
+
+def is_installed(reference: str) -> bool:
+    """Whether the reference is the name of an installed objective."""
+    return bool(entry_points(group=GROUP, name=reference))
+
+
+def typed(reference: str, permission: Permission) -> Permission:
+    """The permission of a user who has named this objective."""
+    return replace(permission, allow=(*permission.allow, reference))
+
+
+def require(reference: str, permission: Permission) -> None:
+    """Refuse a reference that neither is installed nor allowed.
+
+    Raises:
+        NotAllowed: The message names what would allow it.
+    """
+    if is_installed(reference) or permission.allows(reference):
+        return
+    module = reference.partition(":")[0]
+    raise NotAllowed(
+        f"the objective is in the module {module!r}, and nothing here allows its import",
+        cure(reference),
+    )
+
+
+def cure(reference: str) -> str:
+    """The option that would allow a reference here."""
+    module = reference.partition(":")[0]
+    if lies_in(module, "."):
+        return "--path ."
+    if all(part.isidentifier() for part in module.split(".")):
+        return f"--allow {module}"
+    return "--path DIR"
+
+
+def prepare_path(*folders: str | None) -> None:
+    """Put folders on the import path, the first one first."""
+    for folder in reversed(folders):
+        if folder is None:
+            continue
+        if folder in sys.path:
+            sys.path.remove(folder)
+        sys.path.insert(0, folder)
 
 
 def _unknown(reference: str) -> str:
@@ -71,9 +124,12 @@ def _module(reference: str, name: str) -> Any:
         ) from error
 
 
-def _attribute(reference: str, module: Any, attribute: str) -> Objective:
+def _attribute(reference: str, module: Any, attribute: str, *, exact: bool) -> Objective:
+    """The attribute; only a reference that the user wrote may pass through other modules."""
     objective = module
     for part in attribute.split("."):
+        if not exact and (objective is not module and isinstance(objective, ModuleType)):
+            objective = None
         objective = getattr(objective, part, None)
     if objective is None:
         raise UnknownObjective(

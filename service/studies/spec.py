@@ -12,9 +12,10 @@ from typing import Any
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from service.errors import ConfigurationError, SpecMismatch
+from service.errors import ConfigurationError, NotAllowed, SpecMismatch
 from service.sampling import factory
 from service.studies import registry
+from service.studies.permission import Permission
 
 MAX_TRIALS = 2**31 - 1
 """The largest integer of a database column."""
@@ -35,7 +36,8 @@ class Spec:
         data: ``real``, ``synthetic`` or None (the objective has no data set of its own).
         data_dir: The folder of the data where the study was created; other machines may have
             another one.
-        path: The folder of the objective's module where the study was created.
+        path: The folder of the objective's module where the study was created, for people who
+            look for it. No process imports from it: rows are data.
         trial_timeout: Wall-clock limit of one attempt at a trial, in seconds, or None.
         max_attempts: A trial fails when so many workers have died in it.
     """
@@ -78,23 +80,50 @@ class Spec:
     def check(self) -> None:
         """Refuse a sampler or pruner that cannot be made, before the study is created.
 
+        The caller has made this spec: its objective is imported.
+
         Raises:
             ConfigurationError: A name or argument is unknown, or the class refuses a value.
         """
-        self.sampler_for(0, self.load())
+        permission = Permission((self.objective,), self.path)
+        self.sampler_for(0, self.load(permission=permission))
         self.make_pruner()
 
-    def load(self, data_dir: str | None = None, path: str | None = None) -> registry.Objective:
+    def require(self, permission: Permission) -> None:
+        """Refuse a spec that asks for code which this process may not run.
+
+        Raises:
+            NotAllowed: The objective's module may not be imported, or the sampler unpickles.
+        """
+        registry.require(self.objective, permission)
+        self.require_pickle(permission)
+
+    def require_pickle(self, permission: Permission) -> None:
+        """Refuse a sampler that unpickles, unless this process may.
+
+        Raises:
+            NotAllowed: It may not.
+        """
+        if factory.unpickles(self.sampler) and not permission.pickle:
+            raise NotAllowed(
+                f"the sampler {self.sampler!r} unpickles what it finds in the database, so that "
+                "who can write there could run code here",
+                "--allow-pickle",
+            )
+
+    def load(
+        self, data_dir: str | None = None, permission: Permission | None = None
+    ) -> registry.Objective:
         """The objective with the settings of this spec.
 
         Args:
             data_dir: Folder of the data on this machine; by default the spec's.
-            path: Folder of the objective's module; by default the spec's.
+            permission: What this process may import; by default what its environment allows.
 
         Raises:
-            ConfigurationError: It cannot be imported, or refuses its settings.
+            ConfigurationError: It cannot be imported, may not be, or refuses its settings.
         """
-        objective = registry.load(self.objective, path or self.path)
+        objective = registry.load(self.objective, permission)
         return registry.configure(objective, self.settings, self.data, data_dir or self.data_dir)
 
     def sampler_for(self, number: int, objective: registry.Objective) -> BaseSampler:

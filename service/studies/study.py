@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -46,6 +47,10 @@ RESUME = text(
                            ELSE clock_timestamp() + :timeout * interval '1 second' END
      WHERE study_id = :study_id"""
 )
+DATA = text(
+    """-- The data of the study; NULL until a worker has read them, and never changed then.
+    SELECT data FROM service.studies WHERE study_id = :study_id"""
+)
 SET_DATA = text(
     """-- The data of the study; the first caller sets them.
     UPDATE service.studies SET data = coalesce(data, CAST(:data AS jsonb))
@@ -76,6 +81,7 @@ class Study:
         self.spec = spec
         self._reader = ProgressReader(study_id, name, maximize=spec.direction == "maximize")
         self._last_best: Best | None = None
+        self._data: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Study {self.progress()}>"
@@ -112,12 +118,29 @@ class Study:
             return known
         trial = self.optuna._storage.get_trial(trial_id)
         seed = factory.trial_seed(self.spec.seed, number)
-        best = Best(number, value, trial.params, best_epoch(trial, self.spec.direction), seed)
+        epoch = best_epoch(trial, self.spec.direction)
+        best = Best(number, value, trial.params, epoch, seed, self.is_synthetic())
         self._last_best = best
         return best
 
+    def is_synthetic(self) -> bool:
+        """Whether the study's data are generated."""
+        if self._data is None:
+            with self._engine.connect() as connection:
+                values = {"study_id": self.study_id}
+                self._data = connection.execute(DATA, values).scalar_one_or_none()
+        return progress.is_synthetic(self._data)
+
     def checkpoints(self, number: int) -> str:
-        """The folder of a trial's checkpoints in the artifact store."""
+        """The folder of a trial's checkpoints in the artifact store.
+
+        Raises:
+            ConfigurationError: The study's stored uid is none, and could lead anywhere.
+        """
+        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", self.uid):
+            raise ConfigurationError(
+                f"the uid of study {self.name!r} cannot name a folder: {self.uid[:80]!r}"
+            )
         return f"checkpoints/{self.uid}/{number}"
 
     def attempts(self) -> dict[int, list[Attempt]]:
@@ -132,11 +155,11 @@ class Study:
             state: Only trials in this state (``complete``, ``pruned``, …).
             limit: At most so many trials, the newest ones.
         """
-        attempts = self.attempts()
+        attempts, synthetic = self.attempts(), self.is_synthetic()
         states = None if state is None else (TrialState[state.upper()],)
         trials = self.optuna.get_trials(deepcopy=False, states=states)
         return [
-            record(trial, attempts.get(trial._trial_id, []))
+            record(trial, attempts.get(trial._trial_id, []), synthetic=synthetic)
             for trial in trials[-limit if limit else 0 :]
         ]
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.settings import Settings
+from service.studies.permission import Permission
 from service.workers.limits import Limits
 
 
@@ -19,7 +20,7 @@ class Assignment:
         worker: The worker's name, which no other worker has.
         device: The device that it runs on.
         data_dir: Folder of the data on this machine, or None.
-        path: Folder of the objective's module, or None.
+        permission: What the worker may import and unpickle.
         recycle_after: Trials after which the process is to be replaced, or None.
         max_rss: Memory in bytes above which it is to be replaced, or None.
     """
@@ -33,7 +34,7 @@ class Assignment:
     database_patience: float
     artifacts: str | None
     data_dir: str | None
-    path: str | None
+    permission: Permission
     recycle_after: int | None
     max_rss: int | None
 
@@ -44,7 +45,10 @@ class Assignment:
     @classmethod
     def from_line(cls, line: bytes) -> Assignment:
         """The assignment that `to_line` wrote."""
-        return cls(**json.loads(line))
+        values = json.loads(line)
+        allowed = values.pop("permission")
+        permission = Permission(tuple(allowed["allow"]), allowed["path"], allowed["pickle"])
+        return cls(**values, permission=permission)
 
     @property
     def settings(self) -> Settings:

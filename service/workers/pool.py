@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service import database
 from service.storage import leases
 from service.studies.hall import Hall
+from service.studies.permission import Permission
 from service.studies.progress import Progress
 from service.studies.study import Study
 from service.workers import presence
@@ -62,7 +63,7 @@ class Pool:
         print_line: Called with every line that a worker prints.
         show_progress: Called with the study's progress, about every second.
         data_dir: Folder of the data on this machine.
-        path: Folder of the objective's module.
+        permission: What its workers may import and unpickle.
         limits: When a worker process is replaced by a fresh one.
         gpu_capacity: Finds out, after the first trials, how many more workers the GPUs can
             hold; None: no more are started.
@@ -76,7 +77,7 @@ class Pool:
         print_line: Callable[[str], None] = print,
         show_progress: Callable[[Progress], None] = lambda progress: None,
         data_dir: str | None = None,
-        path: str | None = None,
+        permission: Permission | None = None,
         limits: Limits = NO_LIMITS,
         gpu_capacity: GpuCapacity | None = None,
     ) -> None:
@@ -86,7 +87,7 @@ class Pool:
         self._print_line = print_line
         self._show_progress = show_progress
         self._data_dir = data_dir
-        self._path = path
+        self._permission = permission or Permission.of_environment()
         self._limits = limits
         self._gpu_capacity = gpu_capacity
         self._outage = Outage(
@@ -229,7 +230,7 @@ class Pool:
             database_patience=settings.database_patience,
             artifacts=settings.artifacts,
             data_dir=self._data_dir,
-            path=self._path,
+            permission=self._permission,
             recycle_after=self._limits.trials,
             max_rss=self._limits.rss,
         )

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import replace
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -89,8 +88,8 @@ def run_worker(assignment: Assignment) -> int:
 def _work(hall: Hall, assignment: Assignment) -> int:
     patience = assignment.database_patience
     study = patiently(lambda: hall.study(assignment.study), patience)
-    study.spec = replace(study.spec, path=assignment.path or study.spec.path)
-    objective = study.spec.load(assignment.data_dir)
+    study.spec.require(assignment.permission)
+    objective = study.spec.load(assignment.data_dir, assignment.permission)
     if warm_up := getattr(objective, "warm_up", None):
         warm_up()
     patiently(lambda: study.check_data(objective), patience)

@@ -19,6 +19,7 @@ from service.storage import leases
 from service.storage.leases import Lease
 from service.storage.storage import StudyStorage
 from service.studies.hall import Hall
+from service.studies.progress import mark
 from service.studies.registry import Objective
 from service.studies.study import Study
 from service.workers.outage import Outage
@@ -151,7 +152,8 @@ class TrialRunner:
         trial.write_reports()
         outcome = self._tell(trial, outcome)
         line = outcome.describe(self._study.spec.monitor, trial.user_attrs.get("epoch"))
-        log.info("trial %d: %s", trial.number, line)
+        synthetic = outcome.value is not None and self._study.is_synthetic()
+        log.info("trial %d: %s%s", trial.number, line, mark(synthetic))
         if study._stop_flag:
             self._study.finish()
         if outcome.cause == "configuration":

@@ -11,6 +11,7 @@ import pytest
 from fake_nvidia_smi import install
 from shell import Shell, eventually
 
+from service import connect
 from service.workers.cores import usable_cores
 
 STATUS_KEYS = [
@@ -155,6 +156,26 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     assert "Traceback" not in done.stderr and "secret" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert shell.json("status", "--json") == []
+
+
+@pytest.mark.parametrize(("objective", "times"), [("generated", 1), ("with_data", 0)])
+def test_every_value_of_generated_data_says_so(shell: Shell, objective: str, times: int) -> None:
+    words = ["--study", "g", "--trials", "1", "--workers", "1"]
+    ran = shell("run", f"stubs:{objective}", *words).stdout
+    assert ran.count("SYNTHETIC") == 2 * times, "beside the trial's value and the best one"
+    for words in (["status"], ["status", "g"], ["trials", "g"], ["best", "g"]):
+        assert shell(*words).stdout.count("SYNTHETIC") == times, words
+    marks = [
+        shell.json("status", "g", "--json")["synthetic"],
+        shell.json("status", "g", "--json")["best"]["synthetic"],
+        shell.json("best", "g", "--json")["synthetic"],
+        shell.json("trials", "g", "--format", "json")[0]["synthetic"],
+    ]
+    assert marks == [bool(times)] * 4
+    study = connect(shell.environment["STUDYHALL_DATABASE_URL"]).study("g")
+    assert repr(study).count("SYNTHETIC") == times
+    assert study.best is not None and study.best.synthetic == bool(times)
+    assert list(study.trials()["synthetic"]) == [bool(times)]
 
 
 def test_options_that_contradict_the_stored_spec_are_refused(shell: Shell) -> None:

@@ -38,7 +38,7 @@ def test_a_plain_keras_objective_with_optunas_callback_is_pruned_interrupted_and
     (interrupted,) = trials()
     assert shell.progress("rings").interrupted == 1
 
-    resumed = shell("resume", "rings", "--workers", "1").stdout
+    resumed = shell("resume", "rings", "--workers", "1", "--path", str(EXAMPLES)).stdout
     assert "trial 0: taken over from the beginning, attempt 2" in resumed
     rows = shell.json("trials", "rings", "--format", "json")
     assert [row["number"] for row in rows] == [0, 1, 2, 3]

@@ -101,7 +101,10 @@ def until(happened: Callable[[], object], seconds: float) -> None:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    stack = Stack(f"studyhall-test-{uuid.uuid4().hex[:8]}", {"POSTGRES_PASSWORD": PASSWORD})
+    stack = Stack(
+        f"studyhall-test-{uuid.uuid4().hex[:8]}",
+        {"POSTGRES_PASSWORD": PASSWORD, "STUDYHALL_DATA": "auto"},
+    )
     stack("build")
     try:
         yield stack

@@ -186,3 +186,33 @@ def test_a_file_under_another_token_is_refused(store: Store) -> None:
     store.write(f"study/3/{6:012d}-00000000.ckpt", data)
     found = attempt(store, 7).load()
     assert found is not None and found.state == b"5: 0"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../victim", "a/../../victim", "/victim", "", "a//b", ".", "a\0b", "a\nb", "a\\b", "*"],
+)
+def test_no_name_leads_outside_the_store(store: Store, tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_text("precious")
+    for deed in (store.read, store.remove, store.names, lambda name: store.write(name, b"x")):
+        with pytest.raises(ConfigurationError, match="outside the store"):
+            deed(name)
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_link_in_the_store_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "victim" / "3").mkdir(parents=True)
+    (tmp_path / "store" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "store" / "checkpoints" / "uid").symlink_to(tmp_path / "victim")
+    store = Store(str(tmp_path / "store"))
+    for deed in (store.remove, lambda name: store.write(name, b"x")):
+        with pytest.raises(ConfigurationError, match="outside the store"):
+            deed("checkpoints/uid/3")
+    assert (tmp_path / "victim" / "3").is_dir()
+
+
+def test_only_our_own_account_can_read_a_checkpoint(tmp_path: Path) -> None:
+    saved(Store(str(tmp_path / "store")), b"state")
+    (file,) = (tmp_path / "store" / "study" / "3").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700

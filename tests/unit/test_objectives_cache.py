@@ -16,6 +16,7 @@ from objectives import Dataset
 from objectives.data import cache
 from objectives.data.dataset import _load, load_dataset
 from objectives.data.sources import MNIST
+from objectives.errors import DataError
 from objectives.mnist import mlp
 from objectives.settings import Settings
 from objectives.training.compiled.feed import to_tensor
@@ -121,14 +122,21 @@ def test_the_arrays_are_mapped_and_the_device_reads_the_map(data_dir: Path) -> N
         lambda entry: (entry / "train_y.npy").unlink(),
         lambda entry: (entry / "about.json").write_text("{"),
         lambda entry: _flip(entry / "validation_x.npy"),
+        lambda entry: _relabel(entry, fingerprint="0" * 64),
+        lambda entry: _relabel(entry, kind="synthetic"),
     ],
-    ids=["torn", "missing", "unreadable", "changed"],
+    ids=["torn", "missing", "unreadable", "changed", "other fingerprint", "other kind"],
 )
 def test_a_damaged_entry_is_made_again(data_dir: Path, entries_dir: Path, damage: object) -> None:
-    whole = _as_bytes(_read(data_dir))
+    whole, fingerprint = _as_bytes(_read(data_dir)), _read(data_dir).fingerprint
     damage(_entries(entries_dir)[0].parent)  # type: ignore[operator]
     assert _as_bytes(_read(data_dir)) == whole
-    assert _as_bytes(_read(data_dir)) == whole
+    assert (_read(data_dir).fingerprint, _read(data_dir).kind) == (fingerprint, "real")
+
+
+def _relabel(entry: Path, **values: str) -> None:
+    about = entry / "about.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), **values}))
 
 
 def _flip(path: Path) -> None:
@@ -174,3 +182,40 @@ def test_a_users_function_is_called_by_every_process(entries_dir: Path) -> None:
     source = CallableSource(lambda: (np.zeros((40, 2)), np.arange(40) % 2))
     load_dataset(source, "real", None, Settings())
     assert not entries_dir.exists()
+
+
+def test_a_replaced_file_of_equal_size_and_time_is_noticed(data_dir: Path) -> None:
+    before, file = _read(data_dir).fingerprint, data_dir / "mnist.npz"
+    status = file.stat()
+    _save(data_dir, seed=1)
+    assert file.stat().st_size == status.st_size
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert _read(data_dir).fingerprint != before
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+def test_a_cache_that_others_can_write_is_not_used(
+    data_dir: Path, entries_dir: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = _as_bytes(_read(data_dir))
+    for file in _entries(entries_dir)[0].parent.glob("*.npy"):
+        file.unlink()
+        file.write_bytes(b"planted")
+    entries_dir.chmod(mode)
+    assert _as_bytes(_read(data_dir)) == real
+    assert "other accounts can write" in caplog.text
+    assert (_entries(entries_dir)[0].parent / "train_x.npy").read_bytes() == b"planted"
+
+
+def test_the_cache_is_our_own_accounts(data_dir: Path, entries_dir: Path) -> None:
+    _read(data_dir)
+    assert entries_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("objectives.data.files.MAX_NPZ_BYTES", 1000)
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(DataError, match=r"mnist\.npz: \d+ bytes when unpacked, too large"):
+        _read(data_dir)
