@@ -38,7 +38,8 @@ def account(home: Path) -> Account | None:
     """Who shall own a new cluster: None is we ourselves; for root, somebody who is not root.
 
     Raises:
-        DatabaseError: The system has no account to offer.
+        DatabaseError: The system has none that is not shared with others: who runs as the
+            account that owns the cluster can read it, and is trusted by its server.
     """
     if os.geteuid() != 0:
         return None
@@ -48,16 +49,29 @@ def account(home: Path) -> Account | None:
             return Account(entry.pw_uid, entry.pw_gid)
     except KeyError:  # a mounted folder of an account of the host
         pass
-    for name in ("postgres", "nobody"):
+    for name in ("studyhall", "postgres", "nobody"):
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
-        return Account(entry.pw_uid, entry.pw_gid)
+        if name != "nobody" or not others_run_as(entry.pw_uid):
+            return Account(entry.pw_uid, entry.pw_gid)
     raise DatabaseError(
-        "PostgreSQL does not run as root, and this system has neither an account 'postgres' nor "
-        "'nobody': run as an ordinary user, or name a server with STUDYHALL_DATABASE_URL"
+        "PostgreSQL does not run as root, and this system has no account for it that nobody else "
+        "uses: make one with `useradd --system studyhall`, run as an ordinary user, or name a "
+        "server with STUDYHALL_DATABASE_URL"
     )
+
+
+def others_run_as(uid: int) -> bool:
+    """Whether a process other than PostgreSQL runs under the account, and could read the data."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == uid and (process / "comm").read_text() != "postgres\n":
+                return True
+        except OSError:  # it has just ended
+            continue
+    return False
 
 
 def owner(data: Path) -> Account | None:
