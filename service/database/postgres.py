@@ -38,10 +38,11 @@ class Account:
 def choose_account(home: Path) -> Account | None:
     """The account that owns a new cluster; None is our own.
 
-    For root: the owner of the home; if that is root too, ``postgres`` or ``nobody``.
+    For root: the owner of the home; if that is root too, ``studyhall``, ``postgres`` or ``nobody``.
 
     Raises:
-        DatabaseError: We are root, and the system has no other account.
+        DatabaseError: We are root, and every other account is shared: whoever runs as the owner of
+            a cluster can read it, and its server trusts them.
     """
     if os.geteuid() != 0:
         return None
@@ -51,16 +52,29 @@ def choose_account(home: Path) -> Account | None:
             return Account(entry.pw_uid, entry.pw_gid)
     except KeyError:  # the owner's account exists on the container's host only
         pass
-    for name in ("postgres", "nobody"):
+    for name in ("studyhall", "postgres", "nobody"):
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
-        return Account(entry.pw_uid, entry.pw_gid)
+        if name != "nobody" or not others_run_as(entry.pw_uid):
+            return Account(entry.pw_uid, entry.pw_gid)
     raise DatabaseError(
-        "PostgreSQL does not run as root, and this system has neither an account 'postgres' nor "
-        "'nobody': run as an ordinary user, or name a server with STUDYHALL_DATABASE_URL"
+        "PostgreSQL does not run as root, and this system has no account for it that nobody else "
+        "uses: make one with `useradd --system studyhall`, run as an ordinary user, or name a "
+        "server with STUDYHALL_DATABASE_URL"
     )
+
+
+def others_run_as(uid: int) -> bool:
+    """Whether a process other than PostgreSQL runs under the account, and could read the data."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == uid and (process / "comm").read_text() != "postgres\n":
+                return True
+        except OSError:  # it has just ended
+            continue
+    return False
 
 
 def owner(data: Path) -> Account | None:
