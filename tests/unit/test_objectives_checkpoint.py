@@ -272,6 +272,18 @@ def test_a_stopped_trial_saves_the_last_finished_epoch() -> None:
     assert continued.values == whole.values
 
 
+def test_a_checkpoint_that_cannot_be_saved_is_tried_once() -> None:
+    class FullStore(Store):
+        def save(self, epoch: int, state: bytes) -> None:
+            super().save(epoch, state)
+            raise OSError("no space left")
+
+    store = FullStore()
+    with pytest.raises(OSError, match="no space left"):
+        objective()(Trial(store))
+    assert len(store.saved) == 1
+
+
 @pytest.mark.parametrize("change", [{"units_0": 64}, {"optimizer": "sgd"}, {"n_layers": 1}])
 def test_the_checkpoint_of_another_model_is_ignored_with_a_warning(
     change: dict[str, Any], caplog: pytest.LogCaptureFixture

@@ -46,7 +46,7 @@ _IGNORED = {
 }
 
 
-class _Unknown(Exception):  # noqa: N818  it never leaves this module
+class _Unknown(Exception):
     """A part of the model that cannot be compared."""
 
 
