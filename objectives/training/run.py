@@ -12,16 +12,16 @@ happen.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 
 from objectives.training.checkpoint import copy_values
 from objectives.training.checkpointer import Checkpointer
 from objectives.training.judge import Judge
-from objectives.training.recorder import FitResult, Recorder, check_monitor
+from objectives.training.recorder import FitResult, Recorder, check_monitor, scalars
 from objectives.training.seeds import EpochSeeds
 from objectives.training.settings import TrainingSettings
 from objectives.training.stopper import EpochInterrupted, Stopper
@@ -38,6 +38,7 @@ class TrainingRun:
         callbacks: The user's Keras callbacks.
 
     Attributes:
+        callbacks: The user's Keras callbacks.
         seeds: The random numbers of the current epoch.
         stopper: Ends the run.
     """
@@ -52,7 +53,7 @@ class TrainingRun:
     ) -> None:
         self.model = model
         self.settings = settings
-        self._callbacks = callbacks
+        self.callbacks = callbacks
         self._recorder = Recorder(settings, trial)
         self._judge = Judge(settings, trial, self._recorder)
         self._checkpointer = Checkpointer(model, trial, settings, n_examples, callbacks)
@@ -84,7 +85,7 @@ class TrainingRun:
             extra_callbacks: Callbacks whose attributes are not saved.
             data: The arguments of `keras.Model.fit` that name the data.
         """
-        callbacks = [*self._callbacks, self._keras_callback(), *extra_callbacks]
+        callbacks = [*self.callbacks, self._keras_callback(), *extra_callbacks]
         try:
             self.model.fit(
                 **data,
@@ -123,8 +124,8 @@ class TrainingRun:
     def _end_epoch(self, logs: Mapping[str, Any]) -> None:
         if self.stopper.reason is not None:
             return
-        values = {name: float(value) for name, value in logs.items()}
-        if not all(map(math.isfinite, values.values())):
+        values = scalars(logs)
+        if not all(np.isfinite(value).all() for value in logs.values()):
             self._recorder.nan = True
             self.stopper.stop()
             return

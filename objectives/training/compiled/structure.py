@@ -102,7 +102,7 @@ class _Walk:
             self._add(("set", type(part), len(part)), _sorted(part))
         elif isinstance(part, ModuleType | type | FunctionType):
             _check_own(part)
-            self._tokens.append(part)
+            self._tokens.append(("own", part))
         else:
             self._visit_object(part)
 
@@ -116,7 +116,7 @@ class _Walk:
         import tensorflow as tf
 
         if part is tf.distribute.get_strategy():
-            self._tokens.append(type(part))
+            self._tokens.append(("strategy", type(part)))
             return
         _check_own(type(part))
         attributes = _attributes(part)
