@@ -18,6 +18,7 @@ import optuna
 
 from objectives.data.dataset import Dataset
 from objectives.errors import BuildError
+from objectives.training.checkpoint import lost_attributes
 from objectives.training.compiled.epoch import EpochTrainer
 from objectives.training.compiled.program import Programs
 from objectives.training.compiled.reuse import reusable_programs
@@ -96,6 +97,7 @@ def fit(
         run = TrainingRun(trained, trial, settings, dataset.train.size, callbacks)
         if run.resume():
             attributes |= _train(run, dataset, programs, resident_limit)
+            attributes |= _inexact(callbacks)
     if run.stopper.reason is None or isinstance(run.stopper.reason, optuna.TrialPruned):
         trial.set_user_attr("training", attributes)
     return run.result()
@@ -137,6 +139,16 @@ def _build(model: Any, dataset: Dataset, plan: Plan, monitor: str) -> None:
     has_own_logs = own_method(model) is not None
     if monitor.startswith("val_") or not has_own_logs:
         check_monitor(monitor, [*logs, *(f"val_{name}" for name in logs)])
+
+
+def _inexact(callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Return, and log once, what a continued trial would not have as before."""
+    lost = [f"{type(c).__name__}.{name}" for c in callbacks for name in lost_attributes(c)]
+    if not lost:
+        return {}
+    message = f"a trial that is continued begins anew with {', '.join(lost)}: not in checkpoints"
+    _log_once(message, logging.WARNING, message)
+    return {"inexact": lost}
 
 
 def _check_batches(model: Any, dataset: Dataset, settings: TrainingSettings) -> None:
