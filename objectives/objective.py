@@ -221,6 +221,7 @@ class KerasObjective:
             direction=self.direction,
             checkpoint_every=self.settings.checkpoint_every,
             seed=seed,
+            validation_batch_size=self.settings.validation_batch_size or 0,
         )
 
     def _check_monitor(self, monitor: str) -> None:

@@ -152,6 +152,7 @@ class Settings:
         epochs: The largest number of epochs of a trial.
         patience: End a trial after this many epochs without a better value; None: never.
         batch_sizes: The choices of the parameter `batch_size`.
+        validation_batch_size: Examples in a batch of the validation; None: the batch size.
         train_size: Use this many examples of the training part, each class in proportion; None:
             all.
         validation_fraction: The share of the training set that is held out for validation.
@@ -170,6 +171,7 @@ class Settings:
     epochs: int = setting(10, integer(1))
     patience: int | None = setting(3, optional(integer(1)))
     batch_sizes: tuple[int, ...] = setting((32, 64, 128), integer_list(1))
+    validation_batch_size: int | None = setting(None, optional(integer(1)))
     train_size: int | None = setting(None, optional(integer(1)))
     validation_fraction: float = setting(0.15, fraction())
     split_seed: int = setting(0, seed())

@@ -46,6 +46,12 @@ def read_only(values: Any) -> Array:
     return view
 
 
-def are_labels(y: Array) -> bool:
-    """Return whether targets are class labels: integers [n]."""
-    return y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
+def as_labels(y: Array) -> Array | None:
+    """Return targets as labels [n] if they can be: whole numbers or booleans, [n] or [n, 1]."""
+    if y.shape not in ((len(y),), (len(y), 1)) or y.dtype.kind not in "biuf":
+        return None
+    labels = y.reshape(-1)
+    if y.dtype.kind != "f":
+        return labels
+    with np.errstate(invalid="ignore"):
+        return labels if (np.mod(labels, 1) == 0).all() else None

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from objectives.data import cache
-from objectives.data.arrays import Array, Examples, are_labels, read_only
-from objectives.data.sources import DataKind, Source, SourceData
+from objectives.data.arrays import Array, Examples, as_labels, read_only
+from objectives.data.sources import CallableSource, DataKind, Source, SourceData
 from objectives.data.split import stratified_split
 from objectives.errors import DataError
 from objectives.settings import Settings
@@ -48,9 +48,11 @@ class Dataset:
         Raises:
             ValueError: The targets are not class labels.
         """
-        if not are_labels(self.train.y):
+        parts = [as_labels(examples.y) for examples in (self.train, self.validation)]
+        labels = [part for part in parts if part is not None and part.min() >= 0]
+        if len(labels) < len(parts):
             raise ValueError(f"targets of {self.train.y.dtype} {self.train.y.shape} are no labels")
-        return int(max(self.train.y.max(), self.validation.y.max())) + 1
+        return int(max(part.max() for part in labels)) + 1
 
 
 def load_dataset(
@@ -97,7 +99,10 @@ def _load(
     seed: int,
 ) -> Dataset:
     def make() -> cache.Entry:
-        return _split(source.load(kind, data_dir), validation_fraction, train_size, seed)
+        data = source.load(kind, data_dir)
+        # The splits of built-in data sets are older than seeded ties, and stay as they are.
+        seeded = isinstance(source, CallableSource)
+        return _split(data, validation_fraction, train_size, seed, seeded_ties=seeded)
 
     identity = source.identity(kind, data_dir)
     if identity is None:
@@ -107,11 +112,20 @@ def _load(
 
 
 def _split(
-    data: SourceData, validation_fraction: float, train_size: int | None, seed: int
+    data: SourceData,
+    validation_fraction: float,
+    train_size: int | None,
+    seed: int,
+    *,
+    seeded_ties: bool,
 ) -> cache.Entry:
     x, y = data.train
     train, validation = stratified_split(
-        y, validation_fraction=validation_fraction, train_size=train_size, seed=seed
+        y,
+        validation_fraction=validation_fraction,
+        train_size=train_size,
+        seed=seed,
+        seeded_ties=seeded_ties,
     )
     return cache.Entry(
         {

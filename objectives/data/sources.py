@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from objectives.data import synthetic
-from objectives.data.arrays import Array, Examples, TrainTestArrays, are_labels, read_only
+from objectives.data.arrays import Array, Examples, TrainTestArrays, read_only
 from objectives.data.download import download, keras_cache
 from objectives.data.files import DataFiles, find_cifar10, find_mnist
 from objectives.errors import DataError, DataMissing, SettingError
@@ -74,6 +74,8 @@ class CallableSource(Source):
             raise SettingError(f"{name} has no generated stand-in: --data synthetic is not for it")
         takes_dir = "data_dir" in inspect.signature(self.function).parameters
         returned = self.function(data_dir=data_dir) if takes_dir else self.function()
+        if isinstance(returned, list | tuple):
+            _check_single_arrays(name, returned)
         try:
             (x, y), *rest = (returned, None) if _is_pair_of_arrays(returned) else returned
         except (TypeError, ValueError):
@@ -229,13 +231,36 @@ def _sha256(path: Path) -> str:
 
 
 def _targets(y: Any) -> Array:
-    """Return labels as int32 [n], whatever the file had, and other targets as they are."""
+    """Return integers [n] as int32, if they fit, and other targets as they are."""
     targets = np.asarray(y)
-    return read_only(targets.astype(np.int32) if are_labels(targets) else targets)
+    if targets.ndim != 1 or targets.dtype.kind not in "iu" or not targets.size:
+        return read_only(targets)
+    limits = np.iinfo(np.int32)
+    fits = limits.min <= targets.min() and targets.max() <= limits.max
+    return read_only(targets.astype(np.int32) if fits else targets)
 
 
 def _is_pair_of_arrays(returned: Any) -> bool:
     return len(returned) == 2 and hasattr(returned[0], "shape") and hasattr(returned[1], "shape")
+
+
+def _check_single_arrays(name: str, returned: Any) -> None:
+    """Check that inputs and targets are one array each, not several by name or in a row."""
+    parts = list(returned)
+    is_pair = len(parts) == 2 and (isinstance(parts[0], dict) or hasattr(parts[1], "shape"))
+    if not is_pair:
+        parts = [part for pair in parts if isinstance(pair, list | tuple) for part in pair]
+    for part in parts:
+        if isinstance(part, dict | list | tuple) and not _is_one_array(part):
+            raise DataError(
+                f"{name}: returns a {type(part).__name__} of arrays as inputs or targets; only "
+                "one array for each is supported: join them, and let the model take them apart"
+            )
+
+
+def _is_one_array(part: Any) -> bool:
+    """Return whether a list is numbers, or arrays of one shape, which numpy joins to one array."""
+    return not isinstance(part, dict) and len({np.shape(item) for item in part}) <= 1
 
 
 def _check_lengths(examples: Examples, source: str) -> None:

@@ -125,20 +125,42 @@ def assign_values(variables: Sequence[Any], values: Sequence[Any]) -> None:
 
 
 def plain_attributes(callback: Any) -> dict[str, Any]:
-    """Return the attributes of a callback that are numbers, strings or None.
+    """Return the attributes of a callback that JSON can hold; of lists and dicts, a copy.
 
     The arguments of its constructor are left out, since Keras changes some of them: it turns the
     sign of a `min_delta` when it first uses it.
     """
-    arguments = inspect.signature(type(callback)).parameters
-    attributes = {
-        n: _as_python(value) for n, value in vars(callback).items() if n not in arguments
+    own = _own_attributes(callback)
+    return {name: _copy(value) for name, value in own.items() if _is_json(value)}
+
+
+def lost_attributes(callback: Any) -> list[str]:
+    """Return the attributes of a user's callback that no checkpoint holds."""
+    if type(callback).__module__.split(".")[0] == "keras":
+        return []
+    return sorted(name for name, value in _own_attributes(callback).items() if not _is_json(value))
+
+
+def _own_attributes(callback: Any) -> dict[str, Any]:
+    left_out = {*inspect.signature(type(callback)).parameters, "params", "model", "_model"}
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in vars(callback).items()
+        if name not in left_out
     }
-    return {name: value for name, value in attributes.items() if isinstance(value, _JSON_TYPES)}
 
 
-def _as_python(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _is_json(value: Any) -> bool:
+    """Return whether JSON gives the value back as it is."""
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) for name in value) and all(map(_is_json, value.values()))
+    return type(value) in _JSON_TYPES
+
+
+def _copy(value: Any) -> Any:
+    return json.loads(json.dumps(value)) if isinstance(value, list | dict) else value
 
 
 def _are_same(one: list[Array], other: list[Array]) -> bool:

@@ -92,10 +92,10 @@ class Checkpointer:
             self.save()
 
     def save(self) -> None:
-        """Save the state of the last epoch, unless it is saved already."""
+        """Save the state of the last epoch, unless this was done or tried before."""
         if self._unsaved and self._state is not None:
-            self._checkpoint.save(self._state.epoch, self._state.to_bytes())
             self._unsaved = False
+            self._checkpoint.save(self._state.epoch, self._state.to_bytes())
 
     def _assign(self, state: State) -> None:
         if state.training != self._identity():

@@ -17,12 +17,14 @@ from typing import Any
 import optuna
 
 from objectives.data.dataset import Dataset
+from objectives.errors import BuildError
+from objectives.training.checkpoint import lost_attributes
 from objectives.training.compiled.epoch import EpochTrainer
 from objectives.training.compiled.program import Programs
 from objectives.training.compiled.reuse import reusable_programs
 from objectives.training.plain import train_plain
-from objectives.training.plan import Plan, choose_plan, on_cpu
-from objectives.training.recorder import FitResult, check_monitor
+from objectives.training.plan import Plan, choose_plan, fixed_batch_size, on_cpu, own_method
+from objectives.training.recorder import FitResult, check_monitor, scalars
 from objectives.training.run import TrainingRun
 from objectives.training.settings import TrainingSettings
 
@@ -76,13 +78,15 @@ def fit(
             device; None: if they are more than the device has room for.
 
     Raises:
+        BuildError: The model's batches have a fixed size that does not fit.
         MonitorError: The model does not produce the monitor. This is seen before the first epoch.
         optuna.TrialPruned: The pruner ended the trial.
         TrialStopped: The trial's `should_stop` returned true in mid-epoch.
         BaseException: What the trial's `report` or `should_prune` raised.
     """
     steps = settings.epochs * math.ceil(dataset.train.size / settings.batch_size)
-    plan = choose_plan(model, steps)
+    plan = choose_plan(model, steps, callbacks)
+    _check_batches(model, dataset, settings)
     if plan.how == "plain":
         message = f"{type(model).__name__} is trained batch by batch: {plan.why}"
         _log_once(plan.why, logging.INFO, message)
@@ -93,6 +97,7 @@ def fit(
         run = TrainingRun(trained, trial, settings, dataset.train.size, callbacks)
         if run.resume():
             attributes |= _train(run, dataset, programs, resident_limit)
+            attributes |= _inexact(callbacks)
     if run.stopper.reason is None or isinstance(run.stopper.reason, optuna.TrialPruned):
         trial.set_user_attr("training", attributes)
     return run.result()
@@ -120,16 +125,47 @@ def _build(model: Any, dataset: Dataset, plan: Plan, monitor: str) -> None:
     """Evaluate two examples, which builds the model, and look for the monitor in the logs."""
     import keras
 
-    x, y = (part[:2] for part in dataset.validation)
+    n = fixed_batch_size(model) or 2
+    x, y = (part[:n] for part in dataset.validation)
     if plan.how == "plain":
-        logs = model.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
+        own_function = model.test_function
+        logs = model.evaluate(x, y, batch_size=n, verbose=0, return_dict=True)
+        model.test_function = own_function
     else:
         logs = model.test_step(tuple(map(keras.ops.convert_to_tensor, (x, y))))
         model.reset_metrics()
     model.optimizer.build(model.trainable_variables)
-    has_own_logs = type(model).train_step is not keras.Model.train_step
+    logs = scalars(logs)
+    has_own_logs = own_method(model) is not None
     if monitor.startswith("val_") or not has_own_logs:
         check_monitor(monitor, [*logs, *(f"val_{name}" for name in logs)])
+
+
+def _inexact(callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Return, and log once, what a continued trial would not have as before."""
+    lost = [f"{type(c).__name__}.{name}" for c in callbacks for name in lost_attributes(c)]
+    if not lost:
+        return {}
+    message = f"a trial that is continued begins anew with {', '.join(lost)}: not in checkpoints"
+    _log_once(message, logging.WARNING, message)
+    return {"inexact": lost}
+
+
+def _check_batches(model: Any, dataset: Dataset, settings: TrainingSettings) -> None:
+    """Check that all batches have the size that the model demands, if it demands one."""
+    size = fixed_batch_size(model)
+    if size is None:
+        return
+    parts = (
+        (settings.batch_size, dataset.train.size),
+        (settings.validation_batch_size, dataset.validation.size),
+    )
+    for batch_size, n in parts:
+        if batch_size != size or n % size:
+            raise BuildError(
+                f"the model takes batches of exactly {size} examples, but {n} examples come in "
+                f"batches of {batch_size}: leave the batch size of its input open"
+            )
 
 
 def _programs(

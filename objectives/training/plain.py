@@ -13,6 +13,7 @@ from typing import Any
 
 from objectives.data.arrays import Array, Examples
 from objectives.data.dataset import Dataset
+from objectives.training.plan import batch_hook, own_method
 from objectives.training.run import TrainingRun
 
 _EXAMPLES_PER_EXECUTION = 8192
@@ -21,7 +22,9 @@ _EXAMPLES_PER_EXECUTION = 8192
 def train_plain(run: TrainingRun, dataset: Dataset) -> dict[str, float]:
     """Train the run's model; return how fast that was, as `EpochTimer.speed` does."""
     batch_size = run.settings.batch_size
-    run.model.steps_per_execution = _steps_per_execution(run.model, dataset.train.size, batch_size)
+    if _may_share_calls(run):
+        steps = _steps_per_execution(run.model, dataset.train.size, batch_size)
+        run.model.steps_per_execution = steps
     timer = EpochTimer(dataset.train.size)
     run.fit(
         x=shuffled_batches(dataset.train, batch_size, run.seeds.order),
@@ -96,6 +99,13 @@ class EpochTimer:
 
     def _end(self) -> None:
         self._seconds.append(time.perf_counter() - self._start)
+
+
+def _may_share_calls(run: TrainingRun) -> bool:
+    """Return whether nobody sees several batches share a call: no callback and no own method."""
+    model = run.model
+    is_plain = model.steps_per_execution == 1 and not model.run_eagerly
+    return is_plain and own_method(model) is None and batch_hook(run.callbacks) is None
 
 
 def _steps_per_execution(model: Any, n: int, batch_size: int) -> int:

@@ -5,7 +5,7 @@ Every rule was measured; `docs/training.md` has the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,25 @@ How = Literal["xla", "graph", "plain"]
 XLA_PAYS_AFTER_STEPS = 1500
 """On the CPU, shorter trainings lose more by XLA's compilation than its steps gain."""
 
+_REPLACED_METHODS = (
+    "train_step",
+    "test_step",
+    "make_train_function",
+    "make_test_function",
+    "fit",
+    "evaluate",
+    "compute_metrics",
+    "get_metrics_result",
+    "reset_metrics",
+)
+_BATCH_HOOKS = (
+    "on_batch_begin",
+    "on_batch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+)
 _XLA_LAYERS = {
     "Activation",
     "Add",
@@ -53,17 +72,18 @@ class Plan:
     why: str
 
 
-def choose_plan(model: Any, steps: int) -> Plan:
+def choose_plan(model: Any, steps: int, callbacks: Sequence[Any] = ()) -> Plan:
     """Choose how to train a model.
 
     Args:
         model: A compiled and built `keras.Model`.
         steps: The largest number of batches that are trained.
+        callbacks: The user's `keras.callbacks.Callback`s.
     """
-    reason = unsupported_reason(model)
+    reason = unsupported_reason(model) or batch_hook(callbacks)
     if reason:
         return Plan("plain", reason)
-    other = sorted({type(layer).__name__ for layer in leaf_layers(model) if not _suits_xla(layer)})
+    other = sorted({type(part).__name__ for part in _parts(model) if not _suits_xla(part)})
     if other:
         return Plan("graph", f"has {', '.join(other)}")
     if on_cpu() and steps < XLA_PAYS_AFTER_STEPS:
@@ -78,16 +98,52 @@ def unsupported_reason(model: Any) -> str | None:
     backend = keras.backend.backend()
     if backend != "tensorflow":
         return f"the backend is {backend}"
-    for method in ("train_step", "test_step", "make_train_function", "make_test_function", "fit"):
-        if getattr(type(model), method) is not getattr(keras.Model, method):
-            return f"it has a {method} of its own"
-    if len(getattr(model, "inputs", None) or [0]) != 1:
-        return f"it has {len(model.inputs)} inputs"
+    own = own_method(model)
+    if own:
+        return f"it has a {own} of its own"
+    for kind in ("inputs", "outputs"):
+        parts = getattr(model, kind, None) or [0]
+        if len(parts) != 1:
+            return f"it has {len(parts)} {kind}"
+    if fixed_batch_size(model) is not None:
+        return f"its batches have a fixed size of {fixed_batch_size(model)}"
+    if any(getattr(layer, "stateful", False) is True for layer in leaf_layers(model)):
+        return "it has a layer that keeps its state from batch to batch"
     if model.run_eagerly:
         return "it is compiled with run_eagerly=True"
     if _is_distributed():
         return "it trains under a distribution strategy"
     return None
+
+
+def own_method(model: Any) -> str | None:
+    """Return the name of a method that a program replaces and that is not Keras's own."""
+    import keras
+
+    for name in _REPLACED_METHODS:
+        if getattr(type(model), name) is not getattr(keras.Model, name) or name in vars(model):
+            return name
+    for name in ("train_function", "test_function"):
+        if getattr(model, name, None) is not None:
+            return name
+    return None
+
+
+def batch_hook(callbacks: Sequence[Any]) -> str | None:
+    """Return why callbacks need to be called for each batch; None if they do not."""
+    for callback in callbacks:
+        if not _saves_after_epochs(callback):
+            for name in _BATCH_HOOKS:
+                if not hasattr(getattr(callback, name, None), "_is_default"):
+                    return f"the callback {type(callback).__name__} has {name}"
+    return None
+
+
+def fixed_batch_size(model: Any) -> int | None:
+    """Return the number of examples that every batch of the model must have, if it is fixed."""
+    inputs = getattr(model, "inputs", None)
+    shape = inputs[0].shape if inputs else ()
+    return shape[0] if shape else None
 
 
 def on_cpu() -> bool:
@@ -106,8 +162,24 @@ def leaf_layers(model: Any) -> Iterator[Any]:
             yield layer
 
 
-def _suits_xla(layer: Any) -> bool:
-    return type(layer).__name__ in _XLA_LAYERS and type(layer).__module__.startswith("keras.")
+def _parts(model: Any) -> Iterator[Any]:
+    """Yield the model, the models inside it and all layers."""
+    yield model
+    for layer in getattr(model, "layers", ()):
+        yield from _parts(layer)
+
+
+def _suits_xla(part: Any) -> bool:
+    is_keras = type(part).__module__.startswith("keras.")
+    return is_keras and type(part).__name__ in (_XLA_LAYERS | {"Sequential", "Functional"})
+
+
+def _saves_after_epochs(callback: Any) -> bool:
+    """Return whether a callback's hooks for batches do nothing, as it saves after epochs."""
+    import keras
+
+    savers = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
+    return type(callback) in savers and callback.save_freq == "epoch"
 
 
 def _is_distributed() -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import optuna
 
 from objectives.data.arrays import Array
@@ -68,6 +71,12 @@ class Recorder:
         """Return the result of the recorded epochs."""
         value, epoch = (math.nan, None) if self.nan else (self._best_value, self.best_epoch)
         return FitResult(value, epoch, self.nan, self.history, self.best_weights)
+
+
+def scalars(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the logs that are single numbers; an `F1Score()` of several classes is not one."""
+    arrays = {name: np.asarray(value) for name, value in logs.items()}
+    return {name: float(value.item()) for name, value in arrays.items() if value.size == 1}
 
 
 def check_monitor(monitor: str, produced: list[str]) -> None:

@@ -5,24 +5,26 @@ pruner, in this order: a trial that dies in between has saved all that it has re
 epoch the callback asks the trial whether to stop.
 
 An exception of the trial does not leave through Keras. The run stops `fit`, which calls every
-callback's `on_train_end`, and raises the exception afterwards.
+callback's `on_train_end`, and raises the exception afterwards. If it stops in mid-epoch, it leaves
+`fit` at once and calls `on_train_end` itself: no callback sees the end of an epoch that did not
+happen.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 
 from objectives.training.checkpoint import copy_values
 from objectives.training.checkpointer import Checkpointer
 from objectives.training.judge import Judge
-from objectives.training.recorder import FitResult, Recorder, check_monitor
+from objectives.training.recorder import FitResult, Recorder, check_monitor, scalars
 from objectives.training.seeds import EpochSeeds
 from objectives.training.settings import TrainingSettings
-from objectives.training.stopper import Stopper
+from objectives.training.stopper import EpochInterrupted, Stopper
 
 
 class TrainingRun:
@@ -36,6 +38,7 @@ class TrainingRun:
         callbacks: The user's Keras callbacks.
 
     Attributes:
+        callbacks: The user's Keras callbacks.
         seeds: The random numbers of the current epoch.
         stopper: Ends the run.
     """
@@ -50,7 +53,7 @@ class TrainingRun:
     ) -> None:
         self.model = model
         self.settings = settings
-        self._callbacks = callbacks
+        self.callbacks = callbacks
         self._recorder = Recorder(settings, trial)
         self._judge = Judge(settings, trial, self._recorder)
         self._checkpointer = Checkpointer(model, trial, settings, n_examples, callbacks)
@@ -82,14 +85,20 @@ class TrainingRun:
             extra_callbacks: Callbacks whose attributes are not saved.
             data: The arguments of `keras.Model.fit` that name the data.
         """
-        self.model.fit(
-            **data,
-            epochs=self.settings.epochs,
-            initial_epoch=len(self._recorder.history),
-            callbacks=[*self._callbacks, self._keras_callback(), *extra_callbacks],
-            shuffle=False,
-            verbose=0,
-        )
+        callbacks = [*self.callbacks, self._keras_callback(), *extra_callbacks]
+        try:
+            self.model.fit(
+                **data,
+                epochs=self.settings.epochs,
+                initial_epoch=len(self._recorder.history),
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=0,
+            )
+        except EpochInterrupted:
+            logs = self._recorder.history[-1] if self._recorder.history else None
+            for callback in callbacks:
+                callback.on_train_end(logs)
 
     def result(self) -> FitResult:
         """Return the result of the run, or raise what interrupted it."""
@@ -107,16 +116,16 @@ class TrainingRun:
         return keras.callbacks.LambdaCallback(
             on_train_begin=lambda logs: self._checkpointer.restore_callbacks(),
             on_epoch_begin=lambda epoch, logs: self.seeds.begin_epoch(epoch),
-            on_train_batch_end=lambda batch, logs: self.stopper.should_stop(),
-            on_test_batch_end=lambda batch, logs: self.stopper.should_stop(),
+            on_train_batch_end=lambda batch, logs: self.stopper.check(),
+            on_test_batch_end=lambda batch, logs: self.stopper.check(),
             on_epoch_end=lambda epoch, logs: self._end_epoch(logs or {}),
         )
 
     def _end_epoch(self, logs: Mapping[str, Any]) -> None:
         if self.stopper.reason is not None:
             return
-        values = {name: float(value) for name, value in logs.items()}
-        if not all(map(math.isfinite, values.values())):
+        values = scalars(logs)
+        if not all(np.isfinite(value).all() for value in logs.values()):
             self._recorder.nan = True
             self.stopper.stop()
             return

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from objectives.settings import Direction
 
-_MIN_VALIDATION_BATCH = 1024
-
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -21,6 +19,7 @@ class TrainingSettings:
         direction: Whether the monitor is maximized or minimized.
         checkpoint_every: Save a checkpoint every this many epochs; 0: never.
         seed: The seed of the order of the examples and of the random layers.
+        validation_batch_size: Examples in a batch of the validation; 0: `batch_size`.
     """
 
     epochs: int
@@ -30,11 +29,11 @@ class TrainingSettings:
     direction: Direction
     checkpoint_every: int = 1
     seed: int = 0
+    validation_batch_size: int = 0
 
-    @property
-    def validation_batch_size(self) -> int:
-        """Examples in a batch of the validation."""
-        return max(self.batch_size, _MIN_VALIDATION_BATCH)
+    def __post_init__(self) -> None:
+        if not self.validation_batch_size:
+            object.__setattr__(self, "validation_batch_size", self.batch_size)
 
     def is_better(self, value: float, than: float) -> bool:
         """Return whether a value of the monitor is better than another."""

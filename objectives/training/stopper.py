@@ -11,6 +11,10 @@ from objectives.training.checkpointer import Checkpointer
 from objectives.training.recorder import Recorder
 
 
+class EpochInterrupted(Exception):
+    """Ends `keras.Model.fit` in mid-epoch, so that no callback gets the logs of half an epoch."""
+
+
 class Stopper:
     """Ends one training.
 
@@ -38,6 +42,15 @@ class Stopper:
         if self.reason is None and self._trial_should_stop and self._trial_should_stop():
             self.stop(TrialStopped(f"stopped in epoch {len(self._recorder.history)}"))
         return self.reason is not None
+
+    def check(self) -> None:
+        """Ask the trial whether to stop. Called in mid-epoch.
+
+        Raises:
+            EpochInterrupted: The training ends here.
+        """
+        if self.should_stop():
+            raise EpochInterrupted
 
     def stop(self, reason: BaseException | None = None) -> None:
         """End the training, because it is finished or for a reason.

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,3 +259,65 @@ def test_what_cannot_be_downloaded_names_the_remedies(
         source.load("real", None)
     assert "\n" not in str(error.value)
     assert source.load("auto", None).kind == "synthetic"
+
+
+def _prices(dtype: str = "int64") -> np.ndarray:
+    return (20_000 + np.arange(1000) * 137).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64"])
+def test_whole_numbers_that_seldom_repeat_are_no_classes(dtype: str) -> None:
+    prices = _prices(dtype)
+    train, validation = stratified_split(prices, validation_fraction=0.15, train_size=500, seed=0)
+    for part in (train, validation):
+        assert prices[part].mean() == pytest.approx(prices.mean(), rel=0.1)
+
+
+def test_ties_between_classes_are_decided_by_the_seed() -> None:
+    labels = np.repeat(np.arange(200), 4)
+    chosen = [
+        stratified_split(labels, validation_fraction=0.125, train_size=None, seed=seed)[1]
+        for seed in (0, 1)
+    ]
+    assert all(80 < labels[part].mean() < 120 for part in chosen)
+    assert set(labels[chosen[0]]) != set(labels[chosen[1]])
+
+
+@pytest.mark.parametrize("change", [np.float32, np.uint16, lambda y: y.reshape(-1, 1)])
+def test_labels_are_stratified_in_whatever_form_they_come(change: Any) -> None:
+    def parts(y: np.ndarray) -> list[list[int]]:
+        both = stratified_split(y, validation_fraction=0.2, train_size=300, seed=3)
+        return [part.tolist() for part in both]
+
+    assert parts(change(LABELS)) == parts(LABELS)
+    source = CallableSource(lambda: (np.zeros((len(LABELS), 2)), change(LABELS)))
+    assert load_dataset(source, "real", None, Settings()).n_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "fingerprint"),
+    [
+        ({}, "310d146a45ad9fb90dcd3703c0221c61657f01e1b205a23a883fdfddb54260c0"),
+        ({"train_size": 603}, "c31a864d7b85af649f9baf251f6d98ce06296f93c898afa4bbbf678c7b0ed1eb"),
+    ],
+)
+def test_the_splits_of_built_in_data_sets_stay_the_same(
+    settings: dict[str, object], fingerprint: str
+) -> None:
+    assert _stand_in(**settings).fingerprint == fingerprint
+
+
+def test_integers_beyond_int32_keep_their_values() -> None:
+    y = np.arange(40) + 2**40
+    source = CallableSource(lambda: (np.zeros((40, 2)), y))
+    dataset = load_dataset(source, "real", None, Settings())
+    assert set(dataset.train.y) | set(dataset.validation.y) == set(y)
+
+
+@pytest.mark.parametrize(
+    "x", [{"a": np.zeros((9, 2)), "b": np.zeros(9)}, [np.zeros((9, 2)), np.zeros((9, 3))]]
+)
+def test_several_inputs_are_refused_in_one_line(x: object) -> None:
+    source = CallableSource(lambda: (x, np.zeros(9)))
+    with pytest.raises(DataError, match="of arrays as inputs or targets; only one array"):
+        load_dataset(source, "real", None, Settings())

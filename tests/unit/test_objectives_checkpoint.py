@@ -244,6 +244,39 @@ def test_callbacks_continue_with_their_attributes(epoch: int) -> None:
     assert_same_bits(weights_of(cut), weights_of(whole.checkpoint))
 
 
+def _remembers(trial: optuna.Trial) -> list[Any]:
+    import keras
+
+    class Remembers(keras.callbacks.Callback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.losses: list[float] = []
+            self.epochs_by_name: dict[str, int] = {}
+            self.seen: set[int] = set()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.losses.append(float(logs["loss"]))
+            self.epochs_by_name[f"epoch {epoch}"] = epoch
+            self.model.optimizer.learning_rate = 0.01 / (1 + sum(self.losses))
+
+    return [Remembers()]
+
+
+def test_what_callbacks_remember_in_lists_continues_and_what_does_not_is_recorded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = replace(mlp, callbacks=_remembers)
+    whole, cut = Trial(Store()), Store()
+    objective(own)(whole)
+    with pytest.raises(Killed):
+        objective(own)(Trial(cut, die_at=("report", 2)))
+    continued = Trial(cut)
+    objective(own)(continued)
+    assert continued.values == whole.values
+    assert continued.user_attrs["training"]["inexact"] == ["Remembers.seen"]
+    assert caplog.text.count("begins anew with Remembers.seen") == 1
+
+
 @pytest.mark.parametrize("settings", [{"epochs": 3}, {"epochs": 60, "patience": 1}])
 def test_a_finished_trial_is_not_trained_again(settings: dict[str, Any]) -> None:
     store = Store()
@@ -270,6 +303,18 @@ def test_a_stopped_trial_saves_the_last_finished_epoch() -> None:
     continued = Trial(store)
     objective()(continued)
     assert continued.values == whole.values
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_tried_once() -> None:
+    class FullStore(Store):
+        def save(self, epoch: int, state: bytes) -> None:
+            super().save(epoch, state)
+            raise OSError("no space left")
+
+    store = FullStore()
+    with pytest.raises(OSError, match="no space left"):
+        objective()(Trial(store))
+    assert len(store.saved) == 1
 
 
 @pytest.mark.parametrize("change", [{"units_0": 64}, {"optimizer": "sgd"}, {"n_layers": 1}])

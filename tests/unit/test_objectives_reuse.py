@@ -69,7 +69,7 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "objectives.training.fit.choose_plan",
-            lambda model, steps: plan.Plan(how, "as the test says"),
+            lambda *_: plan.Plan(how, "as the test says"),
         )
         return fit(made, DATASET, settings, optuna.trial.FixedTrial({}), **options)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from objectives.training.seeds import epoch_order, reseed
+from objectives.training.seeds import EpochSeeds, epoch_order, reseed
 
 
 def test_the_order_depends_on_seed_and_epoch_only() -> None:
@@ -12,6 +14,29 @@ def test_the_order_depends_on_seed_and_epoch_only() -> None:
     assert np.array_equal(epoch_order(3, 7, 50), epoch_order(3, 7, 50))
     assert not np.array_equal(epoch_order(3, 7, 50), epoch_order(3, 8, 50))
     assert not np.array_equal(epoch_order(3, 7, 50), epoch_order(4, 7, 50))
+
+
+def test_everything_random_outside_the_layers_is_seeded_for_each_epoch() -> None:
+    import random
+
+    import keras
+
+    generator = keras.random.SeedGenerator(1)
+
+    def loss(y: Any, predicted: Any) -> Any:
+        return keras.ops.mean(predicted) * keras.random.uniform((), seed=generator)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss)
+
+    def drawn(epoch: int) -> list[float]:
+        EpochSeeds(model, 3, 10).begin_epoch(epoch)
+        numbers = [keras.random.uniform(()), keras.random.uniform((), seed=generator)]
+        return [random.random(), np.random.rand(), *map(float, numbers)]
+
+    first, other, again = drawn(0), drawn(1), drawn(0)
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
 
 
 def test_reseeding_sets_every_random_layer_to_a_state_of_its_own() -> None:

@@ -125,3 +125,12 @@ def test_configuring_leaves_the_original_as_it_was() -> None:
 def test_data_of_an_unknown_kind_is_refused_with_the_list() -> None:
     with pytest.raises(SettingError, match="one of real, synthetic, auto"):
         mlp.configured({}, data="fake")
+
+
+@pytest.mark.parametrize(("given", "size"), [({}, 32), ({"validation_batch_size": 500}, 500)])
+def test_validation_takes_batches_of_the_batch_size_unless_set_otherwise(
+    given: dict[str, Any], size: int
+) -> None:
+    stored = {k: v for k, v in mlp.settings_dict().items() if k != "validation_batch_size"}
+    restored = mlp.configured({**stored, **given})
+    assert restored._training_settings(32, 0).validation_batch_size == size

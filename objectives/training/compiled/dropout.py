@@ -22,11 +22,11 @@ class HashedDropout:
     """Replaces `call` of elementwise Dropout layers; their rate becomes a variable.
 
     Args:
-        layers: Layers of a model; those of other types are left alone.
+        layers: Layers that drop each element by itself, as `elementwise_dropouts` finds them.
     """
 
     def __init__(self, layers: Iterable[Any]) -> None:
-        self._layers = [layer for layer in layers if _is_elementwise(layer)]
+        self._layers = list(layers)
         self._rates = [_rate_variable(layer.rate) for layer in self._layers]
 
     @contextmanager
@@ -42,27 +42,28 @@ class HashedDropout:
 
     def copy_rates(self, layers: Iterable[Any]) -> None:
         """Copy the rates of the layers of an equal model."""
-        others = [layer for layer in layers if _is_elementwise(layer)]
-        for layer, rate, other in zip(self._layers, self._rates, others, strict=True):
+        for layer, rate, other in zip(self._layers, self._rates, layers, strict=True):
             layer.rate = other.rate
             rate.assign(other.rate)
 
 
-def uses_hash(plan: Plan) -> bool:
-    """Return whether Dropout layers are hashed; a graph on a GPU gains nothing by it."""
-    return plan.how == "xla" or on_cpu()
+def elementwise_dropouts(model: Any, plan: Plan) -> list[Any]:
+    """Return the layers of a model for `HashedDropout`, each one once.
 
-
-def hashed_layers(model: Any, plan: Plan) -> list[Any]:
-    """Return the layers of a model for `HashedDropout`; none if dropout is not hashed."""
-    return list(leaf_layers(model)) if uses_hash(plan) else []
+    There are none in a graph on a GPU, which gains nothing by the hash. Layers inside wrappers
+    are not found: they keep Keras's own bits.
+    """
+    if plan.how != "xla" and not on_cpu():
+        return []
+    found = {id(layer): layer for layer in leaf_layers(model) if _is_elementwise(layer)}
+    return list(found.values())
 
 
 def _is_elementwise(layer: Any) -> bool:
     """Return whether this is a Dropout layer that drops each element by itself."""
     import keras
 
-    if type(layer) is not keras.layers.Dropout:
+    if type(layer) is not keras.layers.Dropout or "call" in vars(layer):
         return False
     return bool(0 < layer.rate < 1) and layer.noise_shape is None
 

@@ -19,6 +19,7 @@ from objectives.data.dataset import Dataset
 from objectives.training.compiled.feed import Feed, make_feed, without_autotune
 from objectives.training.compiled.program import Program, Programs
 from objectives.training.plan import on_cpu
+from objectives.training.stopper import EpochInterrupted
 
 
 class EpochTrainer:
@@ -84,7 +85,7 @@ class EpochTrainer:
     def _run(self, program: Program, feed: Feed, order: Array) -> Any:
         for piece in feed.pieces(order):
             if not program.run(piece, self._should_stop):
-                break
+                raise EpochInterrupted
         return self._programs.model.get_metrics_result()
 
 

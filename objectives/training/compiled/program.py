@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from objectives.training.checkpoint import assign_values
-from objectives.training.compiled.dropout import HashedDropout, hashed_layers
+from objectives.training.compiled.dropout import HashedDropout, elementwise_dropouts
 from objectives.training.compiled.feed import Piece
 from objectives.training.plan import Plan
 
@@ -170,12 +170,12 @@ class Programs:
         self._plan = plan
         self.train = Program(model.train_step, batch_size, xla=plan.how == "xla")
         self.test = Program(model.test_step, validation_batch_size, xla=False)
-        self.dropout = HashedDropout(hashed_layers(model, plan))
+        self.dropout = HashedDropout(elementwise_dropouts(model, plan))
 
     def copy_from(self, model: Any) -> None:
         """Start another training: copy variables and dropout rates of a model of equal layers."""
         assign_values(_variables(self.model), _variables(model))
-        self.dropout.copy_rates(hashed_layers(model, self._plan))
+        self.dropout.copy_rates(elementwise_dropouts(model, self._plan))
         self.train.pace, self.test.pace = Pace(), Pace()
 
     def copy_to(self, model: Any) -> None:
