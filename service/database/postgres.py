@@ -38,7 +38,7 @@ class Account:
 def choose_account(home: Path) -> Account | None:
     """The account that owns a new cluster; None is our own.
 
-    For root: the owner of the home; if that is root too, ``studyhall``, ``postgres`` or ``nobody``.
+    For root: the owner of the home; if that is root, too: ``studyhall``, ``postgres``, ``nobody``.
 
     Raises:
         DatabaseError: We are root, and every other account is shared: whoever runs as the owner of
