@@ -193,10 +193,11 @@ class StudyStorage(TrialStore):
         if leased is None:
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
             return
-        self._check_compatible(trial_id, param_name, distribution)
+        known = self._check_compatible(trial_id, param_name, distribution)
         leased.refuse_if_stale()
         with self._lock:
             leased.suggest(param_name, param_value_internal, distribution)
+            known.setdefault(param_name, distribution)
 
     def _write(self, trial_id: int, batch: Batch) -> None:
         leased = self._leased.get(trial_id)
