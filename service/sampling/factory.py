@@ -58,7 +58,7 @@ OURS = {
     "MedianPruner": pruners.MedianPruner,
     "PercentilePruner": pruners.PercentilePruner,
 }
-SHARED_SEED = ("GridSampler", "QMCSampler", "BruteForceSampler")
+SHARED_SEED = ("GridSampler", "QMCSampler")
 
 
 def parse_arguments(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:
