@@ -1,13 +1,14 @@
 # Everything runs from the project's own folder with relative paths, so the folder may lie anywhere.
 PYTHON ?= python3
 VENV := .venv
+FUZZ_EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test lint types tests chaos compose-test bench-training bench-storage bench-plans lock clean
+.PHONY: help install run test lint types tests chaos fuzz compose-test bench-training bench-storage bench-plans lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,6 +32,9 @@ tests: $(INSTALLED) ## pytest, in two processes with a PostgreSQL each
 
 chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
 	$(BIN)/python -m pytest tests/chaos -s --trials 40 --workers 4 $(CHAOS)
+
+fuzz: $(INSTALLED) ## stock storage and ours, random operations; slow; FUZZ_EXAMPLES=2000
+	STUDYHALL_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/differential -s
 
 compose-test: $(INSTALLED) ## docker-compose.yml on this machine's Docker engine; slow
 	STUDYHALL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose

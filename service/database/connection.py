@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tenacity
 from optuna.exceptions import StorageInternalError
@@ -55,12 +55,23 @@ _jitter = random.Random()
 _connections: weakref.WeakKeyDictionary[Engine, SharedConnection] = weakref.WeakKeyDictionary()
 
 
+class Answer(NamedTuple):
+    """A statement's one value, and whether an earlier sending of it may have been done."""
+
+    value: Any
+    is_repeated: bool
+
+
 class SharedConnection:
     """One connection of an engine's pool, shared by all threads of a process.
 
     Args:
         engine: The database.
         retry_seconds: For so long an unreachable server is tried again; may be changed later.
+
+    Attributes:
+        generation: How many connections there were. A new one may lead to another server: a
+            standby that has taken over, or a restored one.
     """
 
     def __init__(self, engine: Engine, retry_seconds: float = RETRY_SECONDS) -> None:
@@ -74,6 +85,7 @@ class SharedConnection:
         self._sent = 0
         self._lost_at: float | None = None
         self._outage = (0.0, 0.0)
+        self.generation = 0
 
     @classmethod
     def of(cls, engine: Engine) -> SharedConnection:
@@ -92,6 +104,10 @@ class SharedConnection:
     def query_once(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
         """As `query`, for statements that must not be done twice."""
         return self._query(sql, values, repeatable=False)
+
+    def query_noting_repeats(self, sql: str, values: Mapping[str, Any] | None = None) -> Answer:
+        """As `query`, for statements of which a second sending is answered otherwise."""
+        return self._query_answer(sql, values, repeatable=True)
 
     def query_json(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
         """As `query`, for an answer that is the text of a JSON document."""
@@ -153,15 +169,22 @@ class SharedConnection:
                 engine.dispose()
 
     def _query(self, sql: str, values: Mapping[str, Any] | None, *, repeatable: bool) -> Any:
-        sent = False
+        return self._query_answer(sql, values, repeatable=repeatable).value
 
-        def attempt() -> Any:
-            nonlocal sent
+    def _query_answer(
+        self, sql: str, values: Mapping[str, Any] | None, *, repeatable: bool
+    ) -> Answer:
+        sent = False
+        sendings = 0
+
+        def attempt() -> Answer:
+            nonlocal sent, sendings
             sent = False
             with self._lock, self._noting_outages():
                 connection = self._ready(check=not repeatable)
                 sent = True
-                return self._send(connection, sql, values)
+                sendings += 1
+                return Answer(self._send(connection, sql, values), sendings > 1)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(
@@ -189,6 +212,7 @@ class SharedConnection:
         if kept is None or kept.closed or kept.invalidated:
             self._drop()
             self._connection, self._sent = self._connect(), 0
+            self.generation += 1
             return self._connection
         if check and self.idle > TRUSTED_SECONDS:
             self._send(kept, "SELECT 1")

@@ -61,7 +61,7 @@ OURS = {
 UNPICKLING = ("CmaEsSampler",)
 """Samplers that unpickle attributes of the study's trials (optuna/samplers/_cmaes.py)."""
 
-SHARED_SEED = ("GridSampler", "QMCSampler", "BruteForceSampler")
+SHARED_SEED = ("GridSampler", "QMCSampler")
 
 
 def parse_arguments(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:

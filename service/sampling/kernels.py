@@ -147,7 +147,7 @@ def _normal(
         high=float(distribution.high),
         step=float(step),
         is_log=distribution.log,
-        narrowest=float(min(narrowest, widest)),
+        narrowest=float(narrowest if magic else sigma.min(initial=widest)),
         outside=float(max(low - points[1], points[-2] - high)),
     )
 

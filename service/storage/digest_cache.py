@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -53,6 +54,9 @@ class DigestCache:
     def put(self, digests: Iterable[Digest]) -> None:
         """Add digests, or replace those of running trials; a finished trial comes once."""
         for digest in digests:
+            if digest.state is TrialState.WAITING:
+                self.running.pop(digest.trial_id, None)
+                continue
             if not digest.is_finished:
                 self.running[digest.trial_id] = digest
                 continue
@@ -68,10 +72,10 @@ class DigestCache:
             return False
         if self.best is None:
             return True
-        new, old = digest.values[0], self.best.values[0]
+        new, old = _rank(digest.values[0]), _rank(self.best.values[0])
         if new == old:
             return digest.number < self.best.number
-        return bool(new > old) == (self.directions[0] == StudyDirection.MAXIMIZE)
+        return (new > old) == (self.directions[0] == StudyDirection.MAXIMIZE)
 
     def derived(self, kind: Callable[[DigestCache], T], update: Callable[[T], None]) -> T:
         """What a sampler or pruner computes from the finished trials: made once, then updated.
@@ -86,3 +90,8 @@ class DigestCache:
             found: T = self._derived[kind]
             update(found)
         return found
+
+
+def _rank(value: float) -> tuple[bool, bool, float]:
+    """The order of values in stock: as PostgreSQL's, NaN stands above finite numbers."""
+    return value == math.inf, math.isnan(value), 0.0 if math.isnan(value) else value

@@ -130,7 +130,7 @@ class LeasedTrial:
         self, state: TrialState, values: Sequence[float] | None
     ) -> dict[str, Any]:
         """The arguments of ``service.finish_leased``, but for those of the waiting batch."""
-        stored = rows.stored_all(values) if values is not None else (None, None)
+        stored = rows.stored_values(values) if values is not None else (None, None)
         failed = self.cause in ("error", "invalid")
         return {
             "p_trial": self.lease.trial_id,

@@ -14,7 +14,9 @@ neither is older than the horizon. So the later read takes, among the trials tha
 those with a row no older than the horizon of the read before. It may read a trial twice (if a
 transaction in between wrote what this read did see) but never misses one. Commits may be delayed
 and overtake each other: an id or a clock would miss those, the number of a transaction does not.
-Transactions that only read do not hold the horizon back.
+Transactions that only read do not hold the horizon back. After a failover or a restore the server
+may be another one with a lower horizon. So the first read of a new connection, and one whose last
+horizon is above the server's, takes all unfinished trials.
 
 *Deleted rows.* A deleted row leaves nothing to see. Only ``service.delete_reports`` deletes rows
 of a trial. It also rewrites the trial's own row, so that readers read the trial again.
@@ -132,7 +134,10 @@ def _read(
     store: Callable[[Any], None],
     running: bool,
 ) -> bool:
+    if position.generation != connection.generation:
+        position.since = 0  # the number of a transaction says nothing to another server
     arguments |= {"p_since": position.since, "p_running": running, "p_limit": PORTION}
+    position.generation = connection.generation
     answer = connection.query_json(statement, arguments)
     if answer is None:
         return False
@@ -144,6 +149,8 @@ def _read(
             answer = connection.query_json(statement, arguments)
             store(answer)
     if running:
+        if position.since == 0:
+            position.generation = connection.generation
         position.since = since
     return True
 

@@ -16,12 +16,14 @@ class ReadPosition:
             seen; 0 if only finished trials were ever read.
         unfinished: Ids of the seen trials that may still change.
         has_read: Whether anything was ever read.
+        generation: The connection on which ``since`` was read.
     """
 
     after: int = -1
     since: int = 0
     unfinished: set[int] = field(default_factory=set)
     has_read: bool = False
+    generation: int = 0
 
     def arguments(self, own: Collection[int] = ()) -> dict[str, object]:
         """What is known already, as arguments of a function that reads news.

@@ -17,9 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 STATES = {state.name: state for state in TrialState}
 STORED = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
+"""Numbers that are not finite, by the kind in Optuna's tables and by PostgreSQL's text of them."""
+STORED |= {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 _distributions: dict[str, BaseDistribution] = {}
-_texts: dict[BaseDistribution, str] = {}
+_texts: dict[str, str] = {}
 
 
 def distribution(text: str) -> BaseDistribution:
@@ -32,17 +34,16 @@ def distribution(text: str) -> BaseDistribution:
 
 def distribution_text(of: BaseDistribution) -> str:
     """The JSON text of a distribution, as Optuna stores it."""
-    try:
-        return _texts[of]
-    except (KeyError, TypeError):
-        text = distribution_to_json(of)
-    if all(not isinstance(choice, bool | float) for choice in getattr(of, "choices", ())):
-        _texts[of] = text
+    # Equal distributions may differ in type: the choices 0 and False, the bounds 0.0 and -0.0.
+    key = repr(of)
+    text = _texts.get(key)
+    if text is None:
+        text = _texts[key] = distribution_to_json(of)
     return text
 
 
 def stored(value: float) -> tuple[float | None, str]:
-    """A value as Optuna's columns keep it: a finite number, or null and its kind."""
+    """A report as Optuna's columns keep it: a finite number, or null and its kind."""
     if math.isnan(value):
         return None, "NAN"
     if math.isinf(value):
@@ -50,9 +51,25 @@ def stored(value: float) -> tuple[float | None, str]:
     return float(value), "FINITE"
 
 
-def stored_all(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
-    """Values and kinds as two columns."""
-    pairs = [stored(value) for value in values]
+def stored_value(value: float) -> tuple[float | None, str]:
+    """As `stored`, for a trial's value: among these Optuna counts NaN as finite."""
+    return (math.nan, "FINITE") if math.isnan(value) else stored(value)
+
+
+def stored_reports(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
+    """Reports and their kinds as two columns."""
+    return _columns(map(stored, values))
+
+
+def stored_values(values: Iterable[float]) -> tuple[list[float | None], list[str]]:
+    """A trial's values and their kinds as two columns."""
+    return _columns(map(stored_value, values))
+
+
+def _columns(
+    stored: Iterable[tuple[float | None, str]],
+) -> tuple[list[float | None], list[str]]:
+    pairs = [*stored]
     return [value for value, _ in pairs], [kind for _, kind in pairs]
 
 
@@ -134,7 +151,7 @@ def changed(trial: FrozenTrial, **fields: Any) -> FrozenTrial:
 def columns(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
     """The arguments of ``service.create`` that make these trials."""
     values = [
-        (place, objective, *stored(value))
+        (place, objective, *stored_value(value))
         for place, trial in enumerate(trials, 1)
         for objective, value in enumerate(trial.values or ())
     ]

@@ -8,7 +8,7 @@ the lease's token is still the newest. `service.storage.trials` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -18,11 +18,11 @@ from sqlalchemy import Engine
 from service import database, optuna_private
 from service.database.connection import SharedConnection
 from service.errors import StaleLease
-from service.storage import news
+from service.storage import announcements, news
 from service.storage.digest_cache import DigestCache
 from service.storage.leased import LeasedTrial
 from service.storage.leases import Lease, Orders
-from service.storage.trial_cache import TrialCache
+from service.storage.trial_cache import TrialCache, only_finished
 from service.storage.trials import TrialStore
 from service.storage.writes import Batch, call
 
@@ -46,6 +46,7 @@ class StudyStorage(TrialStore):
         self._engine = engine
         self._leased: dict[int, LeasedTrial] = {}
         self._followed: set[int] = set()
+        self._watching: set[int] = set()
         self.orders = Orders(None, False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -230,10 +231,13 @@ class StudyStorage(TrialStore):
         if leased is None:
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
             return
-        self._check_compatible(trial_id, param_name, distribution)
+        known = self._check_compatible(trial_id, param_name, distribution)
         leased.refuse_if_stale()
         with self._lock:
             leased.suggest(param_name, param_value_internal, distribution)
+            known.setdefault(param_name, distribution)
+            if self._is_watched(leased, param_name):
+                self.flush(trial_id)
 
     def _write(self, trial_id: int, batch: Batch) -> None:
         leased = self._leased.get(trial_id)
@@ -241,7 +245,7 @@ class StudyStorage(TrialStore):
             super()._write(trial_id, batch)
             return
         leased.refuse_if_stale()
-        if not leased.defer(batch):
+        if any(self._is_watched(leased, key) for key in batch.system) or not leased.defer(batch):
             self._write_leased(leased, batch)
 
     def set_trial_state_values(
@@ -251,6 +255,31 @@ class StudyStorage(TrialStore):
         if leased is not None and state.is_finished():
             return self._finish_leased(leased, state, values)
         return super().set_trial_state_values(trial_id, state, values)
+
+    def _is_watched(self, leased: LeasedTrial, name: str) -> bool:
+        """Whether other workers' samplers need a parameter or a note at once.
+
+        An announcement waits, and so does what it announces: TPE and GP do without for a second.
+        """
+        if leased.lease.study_id not in self._watching:
+            return False
+        return not (
+            name.startswith(announcements.KEY) or name in announcements.announced(leased.notes)
+        )
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        if not only_finished(states) and any(
+            leased.lease.study_id == study_id for leased in self._leased.values()
+        ):
+            # This sampler looks at what runs. The other workers have the same sampler, and must
+            # see what this one suggests: from now on nothing waits.
+            self._watching.add(study_id)
+        return super().get_all_trials(study_id, deepcopy, states)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         with self._lock:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
@@ -71,7 +71,10 @@ class StudyStore(BaseStorage):
         return int(study_id)
 
     def delete_study(self, study_id: int) -> None:
-        if not self._connection.query(DELETE, {"study_id": study_id}):
+        if not is_id(study_id):
+            raise no_study(study_id)
+        answer = self._connection.query_noting_repeats(DELETE, {"study_id": study_id})
+        if not answer.value and not answer.is_repeated:
             raise no_study(study_id)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -81,8 +84,13 @@ class StudyStore(BaseStorage):
         self._set_study_attr("system", study_id, key, value)
 
     def _set_study_attr(self, kind: str, study_id: int, key: str, value: Any) -> None:
-        arguments = {"study_id": study_id, "key": key, "value": json.dumps(value)}
-        if self._connection.query(SET_ATTR.format(kind=kind), arguments) is None:
+        try:
+            arguments = {"study_id": study_id, "key": key, "value": json.dumps(value)}
+            found = self._connection.query(SET_ATTR.format(kind=kind), arguments)
+        except (StorageInternalError, TypeError, ValueError):
+            StudyStore._name_and_directions(self, study_id)  # a missing study is the first error
+            raise
+        if found is None:
             raise no_study(study_id)
 
     def get_study_id_from_name(self, study_name: str) -> int:
@@ -136,6 +144,11 @@ def _directions(names: Sequence[str] | None) -> list[StudyDirection]:
 
 def _attrs(texts: dict[str, str] | None) -> dict[str, Any]:
     return {key: json.loads(text) for key, text in (texts or {}).items()}
+
+
+def is_id(number: int) -> bool:
+    """Whether a number can be an id: our functions take integers of four bytes."""
+    return -(2**31) <= number < 2**31
 
 
 def no_study(study_id: int) -> KeyError:

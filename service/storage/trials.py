@@ -9,19 +9,21 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from service.database.connection import SharedConnection
 from service.storage import news, rows
 from service.storage.digest_cache import DigestCache
-from service.storage.studies import StudyStore, no_study
+from service.storage.studies import StudyStore, is_id, no_study
 from service.storage.trial_cache import TrialCache, only_finished
 from service.storage.writes import Batch, call
 
@@ -32,7 +34,12 @@ DISTRIBUTION = """-- The parameter's distribution in any trial of this trial's s
 SELECT p.distribution_json FROM trials this
   JOIN trials t ON t.study_id = this.study_id JOIN trial_params p ON p.trial_id = t.trial_id
  WHERE this.trial_id = %(trial_id)s AND p.param_name = %(name)s LIMIT 1"""
-BEGIN_WAITING = "SELECT service.begin_waiting(%(p_trial)s)"
+DISTRIBUTIONS = """-- The distributions of these parameters in any trial of the study.
+SELECT json_object_agg(param_name, distribution_json)::text
+  FROM (SELECT DISTINCT ON (p.param_name) p.param_name, p.distribution_json
+          FROM trials t JOIN trial_params p USING (trial_id)
+         WHERE t.study_id = %(study_id)s AND p.param_name = ANY (%(names)s)
+         ORDER BY p.param_name, p.param_id) first"""
 CHUNK = 1000
 """How many trials one statement of a bulk import creates."""
 
@@ -63,7 +70,6 @@ class TrialStore(StudyStore):
         super().__init__(connection)
         self._lock = threading.RLock()
         self._caches: dict[int, StudyCache] = {}
-        self._new: dict[int, FrozenTrial] = {}
         self._study_of: dict[int, int] = {}
 
     @property
@@ -129,15 +135,11 @@ class TrialStore(StudyStore):
     # Writing trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        arguments = {"p_study": study_id}
-        if template_trial is not None:
-            arguments |= rows.columns([template_trial])
-        number, (trial_id,), began = self._create(arguments)
+        templates = [] if template_trial is None else [template_trial]
+        trial_id = self._create(study_id, templates)[0]
         with self._lock:
             self._study_of[trial_id] = study_id
-            if template_trial is None:
-                self._new[trial_id] = rows.started(trial_id, number, began)
-        return int(trial_id)
+        return trial_id
 
     def add_trials(self, study_id: int, trials: Sequence[FrozenTrial]) -> list[int]:
         """Create many trials in few statements; returns their ids.
@@ -155,14 +157,45 @@ class TrialStore(StudyStore):
             portion = trials[start : start + CHUNK]
             for trial in portion:
                 trial._validate()
-            ids += self._create({"p_study": study_id, **rows.columns(portion)})[1]
+            ids += self._create(study_id, portion)
         return ids
 
-    def _create(self, arguments: dict[str, Any]) -> Any:
-        answer = self._connection.query_once(call("create", arguments), arguments)
+    def _create(self, study_id: int, templates: Sequence[FrozenTrial]) -> list[int]:
+        """Create a trial from each template, or one that has just begun; returns their ids."""
+        if not is_id(study_id):
+            raise no_study(study_id)
+        try:
+            arguments: dict[str, Any] = {"p_study": study_id}
+            if templates:
+                self._check_templates(study_id, templates)
+                arguments |= rows.columns(templates)
+            answer = self._connection.query_once(call("create", arguments), arguments)
+        except (StorageInternalError, TypeError, ValueError):
+            StudyStore._name_and_directions(self, study_id)  # a missing study is the first error
+            raise
         if answer is None:
-            raise no_study(arguments["p_study"])
-        return json.loads(answer)
+            raise no_study(study_id)
+        ids: list[int] = json.loads(answer)[1]
+        return ids
+
+    def _check_templates(self, study_id: int, templates: Sequence[FrozenTrial]) -> None:
+        """Raise ValueError if a parameter is not of the kind that the study has."""
+        if not any(trial.distributions for trial in templates):
+            return
+        known = self._cache(study_id).digests.distributions
+        names = {name for trial in templates for name in trial.distributions} - known.keys()
+        if names:
+            found = self._connection.query_json(
+                DISTRIBUTIONS, {"study_id": study_id, "names": sorted(names)}
+            )
+            for name, text in (found or {}).items():
+                known[name] = rows.distribution(text)
+        first = dict(known)
+        for trial in templates:
+            for name, distribution in trial.distributions.items():
+                check_distribution_compatibility(
+                    first.setdefault(name, distribution), distribution
+                )
 
     def set_trial_param(
         self,
@@ -171,18 +204,36 @@ class TrialStore(StudyStore):
         param_value_internal: float,
         distribution: BaseDistribution,
     ) -> None:
-        self._check_compatible(trial_id, param_name, distribution)
+        with self._refusing(trial_id):
+            known = self._check_compatible(trial_id, param_name, distribution)
         self._write(trial_id, Batch(params={param_name: (param_value_internal, distribution)}))
+        known.setdefault(param_name, distribution)
 
-    def _check_compatible(self, trial_id: int, name: str, distribution: BaseDistribution) -> None:
+    def _check_compatible(
+        self, trial_id: int, name: str, distribution: BaseDistribution
+    ) -> dict[str, BaseDistribution]:
+        """Raise ValueError if the study's parameter of this name is of another kind.
+
+        Returns:
+            The known distributions. Add this one when it is written, not before: a refused
+            parameter must not bind its name.
+        """
         study_id = self._study(trial_id)
         known = self._cache(study_id).digests.distributions if study_id is not None else {}
         if name not in known:
             text = self._connection.query(DISTRIBUTION, {"trial_id": trial_id, "name": name})
-            known[name] = distribution if text is None else rows.distribution(text)
+            if text is None:
+                return known
+            known[name] = rows.distribution(text)
+        check_distribution_compatibility(known[name], distribution)
+        return known
+
+    @contextmanager
+    def _refusing(self, trial_id: int) -> Iterator[None]:
+        """Where data are refused, a missing or finished trial is the first error, as in stock."""
         try:
-            check_distribution_compatibility(known[name], distribution)
-        except ValueError:
+            yield
+        except (StorageInternalError, TypeError, ValueError):
             self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
             raise
 
@@ -198,25 +249,42 @@ class TrialStore(StudyStore):
         self._write(trial_id, Batch(system={key: value}))
 
     def _write(self, trial_id: int, batch: Batch) -> None:
-        self._new.pop(trial_id, None)
-        arguments = {"p_trial": trial_id, "p_token": None, **batch.arguments()}
-        self._raise_for(
-            self._connection.query_json(call("write_trial", arguments), arguments)[0], trial_id
-        )
+        if not is_id(trial_id):
+            raise no_trial(trial_id)
+        with self._refusing(trial_id):
+            arguments = {"p_trial": trial_id, "p_token": None, **batch.arguments()}
+            answer = self._connection.query_json(call("write_trial", arguments), arguments)
+        self._raise_for(answer[0], trial_id)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
+        if not is_id(trial_id):
+            raise no_trial(trial_id)
+        arguments: dict[str, Any] = {"p_trial": trial_id}
+        if values is not None:
+            arguments["p_values"], arguments["p_value_kinds"] = rows.stored_values(values)
         if state == TrialState.RUNNING:
-            verdict = self._connection.query(BEGIN_WAITING, {"p_trial": trial_id})
-        else:
-            self._new.pop(trial_id, None)
-            arguments: dict[str, Any] = {"p_trial": trial_id, "p_state": state.name}
-            if values is not None:
-                arguments["p_values"], arguments["p_value_kinds"] = rows.stored_all(values)
-            verdict = self._connection.query_json(call("finish", arguments), arguments)[0]
+            return self._begin(trial_id, arguments)
+        arguments["p_state"] = state.name
+        answer = self._connection.query_noting_repeats(call("finish", arguments), arguments)
+        (verdict, *_) = json.loads(answer.value)
+        if verdict == "finished" and answer.is_repeated:
+            trial = self._read(trial_id)
+            if trial.state == state and (values is None or repr(trial.values) == repr([*values])):
+                return True  # the answer of the first sending was lost
         self._raise_for(verdict, trial_id)
         return bool(verdict == "ok")
+
+    def _begin(self, trial_id: int, arguments: dict[str, Any]) -> bool:
+        """Change WAITING to RUNNING; False if another caller was faster."""
+        arguments["p_start"] = rows.utc(datetime.now())
+        answer = self._connection.query_noting_repeats(
+            call("begin_enqueued", arguments), arguments
+        )
+        verdict, is_ours = json.loads(answer.value)
+        self._raise_for(verdict, trial_id)
+        return bool(verdict == "ok" or (answer.is_repeated and is_ours))
 
     def _raise_for(self, verdict: str, trial_id: int) -> None:
         """Raise the error of a verdict that is not "ok"."""
@@ -232,9 +300,6 @@ class TrialStore(StudyStore):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         with self._lock:
-            new = self._new.pop(trial_id, None)
-            if new is not None:
-                return new
             for cache in self._caches.values():
                 known = cache.trials.get(trial_id)
                 if known is not None and known.state.is_finished():
@@ -242,6 +307,8 @@ class TrialStore(StudyStore):
         return self._read(trial_id)
 
     def _read(self, trial_id: int) -> FrozenTrial:
+        if not is_id(trial_id):
+            raise no_trial(trial_id)
         answer = self._connection.query_json(DOCUMENT, {"trial_id": trial_id})
         for trial in rows.documents(answer):
             return trial

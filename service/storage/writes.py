@@ -22,6 +22,7 @@ CASTS = {
     "p_reported": "float8[]",
     "p_kinds": "text[]",
     "p_states": "text[]",
+    "p_start": "timestamp",
     "p_starts": "timestamp[]",
     "p_ends": "timestamp[]",
     "p_value_of": "int[]",
@@ -64,7 +65,7 @@ class Batch:
                 found[f"p_{kind}_values"] = [json.dumps(value) for value in attrs.values()]
         if self.steps:
             found["p_steps"] = list(self.steps)
-            found["p_reported"], found["p_kinds"] = rows.stored_all(self.steps.values())
+            found["p_reported"], found["p_kinds"] = rows.stored_reports(self.steps.values())
         return found
 
 

@@ -133,6 +133,7 @@ def test_a_missing_name_is_one_clear_error(removal: str, message: str) -> None:
         "try: optuna_private.require()\n"
         "except StudyhallError as error: print(error, error.exit_code, sep='|')\n"
     )
+    assert result.returncode == 0, result.stderr
     text, code = result.stdout.strip().split("|")
     assert message in text, result.stderr
     assert "\n" not in text

@@ -12,7 +12,8 @@ BEGIN
     IF NOT FOUND THEN
       RETURN 'stale';
     END IF;
-    SELECT state INTO now_in FROM trials WHERE trial_id = p_trial;
+    -- The lock that the rows' foreign keys take anyway; who ends a trial waits for it.
+    SELECT state INTO now_in FROM trials WHERE trial_id = p_trial FOR KEY SHARE;
   END IF;
   RETURN CASE WHEN now_in IS NULL THEN 'missing'
               WHEN now_in IN ('RUNNING', 'WAITING') THEN 'ok' ELSE 'finished' END;

@@ -18,7 +18,7 @@ BEGIN
   DELETE FROM service.leases WHERE trial_id = p_trial AND token = p_token
   RETURNING study_id INTO study;
   SELECT state, extract(epoch FROM datetime_complete) INTO now_in, ended
-    FROM trials WHERE trial_id = p_trial;
+    FROM trials WHERE trial_id = p_trial FOR UPDATE;
   IF study IS NULL THEN
     RETURN CASE WHEN now_in = p_state::trialstate AND EXISTS (
              SELECT FROM service.attempts

@@ -1,5 +1,6 @@
 -- News for a reader of digests; service/storage/news.py says why no news is missed. Digests of
--- finished trials and, with p_running, of running trials that have new parameters. A JSON array:
+-- finished trials and, with p_running, of running trials that have new parameters, and of trials
+-- that wait again. A JSON array:
 -- the horizon, the number of new trials, the id of the last one, the ids of new unfinished trials,
 -- the parameter spaces that are not among p_spaces, digests.
 -- STABLE: all statements of this function see the caller's one snapshot.
@@ -10,8 +11,8 @@ CREATE OR REPLACE FUNCTION service.read_digests(
 RETURNS text LANGUAGE plpgsql STABLE AS $$
 DECLARE
   horizon bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
-  reach int := CASE WHEN horizon - p_since > 1000000000 THEN 2147483647
-                    ELSE age(mod(p_since, 4294967296)::text::xid) END;
+  reach int := CASE WHEN p_since > horizon OR horizon - p_since > 1000000000
+                    THEN 2147483647 ELSE age(mod(p_since, 4294967296)::text::xid) END;
   created int[];
   unfinished int[];
   chosen int[];
@@ -35,15 +36,18 @@ BEGIN
       INTO chosen, spaces, digests, missing
       FROM trials t LEFT JOIN service.digests d
            ON d.trial_id = t.trial_id AND d.finished = (t.state NOT IN ('RUNNING', 'WAITING'))
-              AND d.trial_id = ANY (created || p_known)
+              AND t.state <> 'WAITING' AND d.trial_id = ANY (created || p_known)
      WHERE t.trial_id = ANY (created || p_known)
-       AND CASE WHEN t.state = 'WAITING' THEN false
+       AND CASE WHEN t.state = 'WAITING'
+                THEN t.trial_id = ANY (p_known) AND age(t.xmin) <= reach
                 WHEN t.state <> 'RUNNING' THEN true
-                WHEN d.trial_id IS NOT NULL THEN age(d.xmin) <= reach
+                WHEN d.trial_id IS NOT NULL THEN least(age(d.xmin), age(t.xmin)) <= reach
                 ELSE EXISTS (SELECT FROM trial_params c
-                              WHERE c.trial_id = t.trial_id AND age(c.xmin) <= reach)
+                              WHERE c.trial_id = t.trial_id
+                                AND least(age(c.xmin), age(t.xmin)) <= reach)
                      OR EXISTS (SELECT FROM trial_system_attributes c
-                                 WHERE c.trial_id = t.trial_id AND age(c.xmin) <= reach) END;
+                                 WHERE c.trial_id = t.trial_id
+                                   AND least(age(c.xmin), age(t.xmin)) <= reach) END;
   ELSE
     SELECT array_agg(t.trial_id), array_agg(d.shape), array_agg(d.digest),
            array_agg(t.trial_id) FILTER (WHERE d.trial_id IS NULL)

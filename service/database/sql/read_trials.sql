@@ -8,8 +8,8 @@ CREATE OR REPLACE FUNCTION service.read_trials(
 RETURNS json LANGUAGE plpgsql STABLE AS $$
 DECLARE
   horizon bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
-  reach int := CASE WHEN horizon - p_since > 1000000000 THEN 2147483647
-                    ELSE age(mod(p_since, 4294967296)::text::xid) END;
+  reach int := CASE WHEN p_since > horizon OR horizon - p_since > 1000000000
+                    THEN 2147483647 ELSE age(mod(p_since, 4294967296)::text::xid) END;
   created int[];
   unfinished int[];
   chosen int[];

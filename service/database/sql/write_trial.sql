@@ -22,10 +22,11 @@ BEGIN
   PERFORM service.write_rows(p_trial, p_names, p_params, p_distributions, p_user_keys,
                              p_user_values, p_system_keys, p_system_values, p_steps,
                              p_reported, p_kinds);
+  IF p_names IS NOT NULL AND (
+      p_token IS NOT NULL OR EXISTS (SELECT FROM service.digests WHERE trial_id = p_trial)) THEN
+    PERFORM service.store_digest(p_trial);
+  END IF;
   IF p_token IS NOT NULL THEN
-    IF p_names IS NOT NULL THEN
-      PERFORM service.store_digest(p_trial);
-    END IF;
     SELECT json_build_array(s.stop_reason, coalesce(s.deadline <= clock_timestamp(), false))
       INTO orders
       FROM service.leases l JOIN service.studies s USING (study_id) WHERE l.trial_id = p_trial;

@@ -1,4 +1,4 @@
--- Change WAITING to RUNNING for one caller only: 'ok', 'missing', 'running' or 'finished'.
+-- Now begin_enqueued.
 CREATE OR REPLACE FUNCTION service.begin_waiting(p_trial int)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
