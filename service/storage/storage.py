@@ -264,7 +264,8 @@ class StudyStorage(TrialStore):
         if leased.lease.study_id not in self._watching:
             return False
         return not (
-            name.startswith(announcements.KEY) or name in announcements.announced(leased.notes)
+            name.startswith(optuna_private.RELATIVE_PARAMS_KEY)
+            or name in announcements.announced(leased.notes)
         )
 
     def get_all_trials(

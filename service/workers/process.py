@@ -26,7 +26,7 @@ from service.studies.hall import Hall
 from service.workers.assignment import Assignment
 from service.workers.limits import RECYCLE, own_code
 from service.workers.outage import PAUSE_SECONDS, patiently
-from service.workers.signals import use_signal_stack
+from service.workers.signals import signal_main_thread, use_signal_stack
 from service.workers.worker import Worker
 
 log = logging.getLogger("studyhall")
@@ -65,7 +65,7 @@ def watch_pool() -> None:
     """
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal_main_thread(signal.SIGTERM)
 
 
 def run_worker(assignment: Assignment) -> int:

@@ -13,7 +13,7 @@ import optuna
 
 from service.database.connection import SharedConnection
 from service.storage.leases import Orders
-from service.workers.signals import signal_handlers
+from service.workers.signals import Alarm, signal_handlers
 
 RESPONSE_SECONDS = 5.0
 """Time for an objective to notice a request by itself; docker kills ten seconds after SIGTERM."""
@@ -61,6 +61,7 @@ class StopRequests:
         self.signal: int | None = None
         self._connection = connection
         self._orders = orders
+        self._alarm = Alarm()
         self._in_objective = False
         self._trial_deadline: float | None = None
 
@@ -88,11 +89,9 @@ class StopRequests:
     def handlers(self) -> Iterator[None]:
         """Inside, this object handles the signals of the process."""
         stops = signal_handlers(self._on_signal, signal.SIGTERM, signal.SIGINT)
-        with stops, signal_handlers(self._on_alarm, signal.SIGALRM):
-            try:
-                yield
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+        alarms = signal_handlers(self._on_alarm, signal.SIGALRM)
+        with stops, alarms, self._alarm.running():
+            yield
 
     @contextlib.contextmanager
     def objective_running(self, limit: float | None) -> Iterator[None]:
@@ -103,18 +102,18 @@ class StopRequests:
         """
         if limit is not None:
             self._trial_deadline = time.monotonic() + limit
-            signal.setitimer(signal.ITIMER_REAL, limit + RESPONSE_SECONDS)
+            self._alarm.set(limit + RESPONSE_SECONDS)
         self._in_objective = True
         try:
             yield
         finally:
             self._in_objective = False
             self._trial_deadline = None
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._alarm.cancel()
 
     def start_alarm(self) -> None:
         """End the running objective in a few seconds, unless it ends by itself before."""
-        signal.setitimer(signal.ITIMER_REAL, RESPONSE_SECONDS)
+        self._alarm.set(RESPONSE_SECONDS)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if self.signal == number == signal.SIGINT:
