@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from service import Budget, Hall, Spec, Study
 from service.storage import leases
+from service.studies.permission import Permission
 from service.workers.assignment import Assignment
 from service.workers.devices import Device
 from service.workers.limits import own_code
@@ -24,7 +25,13 @@ TESTS = Path(__file__).parents[1]
 
 
 def pool(hall: Hall, study: Study, lines: list[str], workers: int = 1) -> Pool:
-    return Pool(hall, study, [Device("cpu", 1)] * workers, lines.append, path=str(TESTS))
+    return Pool(
+        hall,
+        study,
+        [Device("cpu", 1)] * workers,
+        lines.append,
+        permission=Permission(path=str(TESTS)),
+    )
 
 
 @pytest.mark.parametrize("code", [1, 3])
@@ -122,7 +129,7 @@ def test_an_outage_while_the_pool_looks_after_its_workers_ends_nothing(
         study,
         [Device("cpu", 1)],
         lines.append,
-        path=str(TESTS),
+        permission=Permission(path=str(TESTS)),
         gpu_capacity=capacity,  # type: ignore[arg-type]
     )
     assert one.run() == 0
