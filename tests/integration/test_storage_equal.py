@@ -25,6 +25,7 @@ from sqlalchemy.exc import OperationalError
 
 from service import Hall, Study
 from service.database.connection import SharedConnection
+from service.errors import StaleLease
 from service.storage import leases
 from service.storage.storage import StudyStorage
 
@@ -101,7 +102,7 @@ def test_a_trial_that_another_ends_meanwhile_is_not_overwritten(hall: Hall, stud
     def finish() -> None:
         try:
             storage.finish(lease, TrialState.COMPLETE, [1.0])
-        except UpdateFinishedTrialError as error:
+        except StaleLease as error:
             errors.append(error)
 
     with hall.engine.connect() as connection:  # a plain tell(FAIL), before its commit
