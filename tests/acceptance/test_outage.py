@@ -16,6 +16,7 @@ from databases import temporary_folder
 from shell import TESTS, Shell, eventually
 
 from service.database import embedded, schema
+from service.studies.permission import Permission
 from service.workers.assignment import Assignment
 
 
@@ -106,8 +107,9 @@ def test_a_worker_that_starts_during_an_outage_waits_for_its_end(
     shell = outage_shell
     shell("create", "stubs:quick", "--study", "s", "--trials", "2")
     url = shell.environment["STUDYHALL_DATABASE_URL"]
+    here = Permission(path=str(TESTS))
     assignment = Assignment(
-        "s", "w1", "cpu", url, str(tmp_path), 3.0, 60.0, None, None, str(TESTS), None, None
+        "s", "w1", "cpu", url, str(tmp_path), 3.0, 60.0, None, None, here, None, None
     )
     shoot(home)
     worker = subprocess.Popen(

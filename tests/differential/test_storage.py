@@ -17,7 +17,7 @@ import optuna
 import pytest
 import sqlalchemy
 from databases import temporary_database
-from digested import said, told
+from digest_comparison import digest_fields, expected_digest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from optuna.distributions import BaseDistribution
@@ -278,9 +278,9 @@ class Differential(RuleBasedStateMachine):
             if error is not None:
                 continue
             cache = self.ours[by].digest_cache(ids[1], running=True)
-            found = [said(each) for each in (*cache.finished, *cache.running.values())]
+            found = [digest_fields(each) for each in (*cache.finished, *cache.running.values())]
             expected = [
-                told(trial)
+                expected_digest(trial)
                 for trial in trials
                 if trial.state.is_finished() or trial.state == TrialState.RUNNING
             ]

@@ -206,10 +206,6 @@ def stateless_rnn(units: float) -> Any:
     return classifier(layers.GRU(int(units), return_sequences=True), layers.SimpleRNN(3))
 
 
-def f1(threshold: float) -> Any:
-    return binary([keras.metrics.F1Score(threshold=threshold, average="macro")])
-
-
 def no_xla(units: float) -> Any:
     return classifier(layers.Dense(int(units)), jit_compile=False)
 
@@ -276,7 +272,6 @@ ZOO = {
     "r2": Animal(
         lambda v: binary(["mae", keras.metrics.R2Score()], keras.losses.Huber(v)), 1, 0.1
     ),
-    "f1 macro": Animal(f1, 0.5, 0.3),
     "eager": Animal(lambda v: sgd_run_eagerly(v), 0.1, 0.3, "plain"),
     "warm-up": Animal(sgd_rate, 0.1, 0.1, "plain", lambda: [WarmUp()]),
     "plateau": Animal(

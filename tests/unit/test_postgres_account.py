@@ -39,7 +39,7 @@ def test_an_account_of_its_own_comes_first(
     accounts: Callable[..., None], tmp_path: Path, uids: dict[str, int], uid: int
 ) -> None:
     accounts(root=0, **uids)
-    found = postgres.account(tmp_path)
+    found = postgres.choose_account(tmp_path)
     assert found is not None and found.uid == uid
 
 
@@ -48,11 +48,11 @@ def test_nobody_serves_only_where_no_other_program_runs_as_nobody(
 ) -> None:
     accounts(root=0, nobody=9)
     monkeypatch.setattr(postgres, "others_run_as", lambda uid: False)
-    found = postgres.account(tmp_path)
+    found = postgres.choose_account(tmp_path)
     assert found is not None and found.uid == 9
     monkeypatch.setattr(postgres, "others_run_as", lambda uid: uid == 9)
     with pytest.raises(DatabaseError, match="useradd --system studyhall"):
-        postgres.account(tmp_path)
+        postgres.choose_account(tmp_path)
 
 
 @pytest.mark.skipif(not ROOT, reason="only root starts a process of another account")
