@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from objectives import KerasObjective, mnist
-from service.artifacts import checkpoints, store
+from service.artifacts import store
 
 POINTS = ("in the epoch", "saving", "saved", "reported", "before tell")
 """Where trial 0, 1, … is killed: in mid-epoch; in the middle of writing a checkpoint; between
@@ -70,8 +70,9 @@ def saving(trial: Any, marker: Path) -> None:
             die(marker)
             return len(data)
 
-    def opened(path: str, mode: str) -> Any:
-        return Half(path, "w") if f"{EPOCH:08d}{checkpoints.SUFFIX}" in path else open(path, mode)
+    def opened(path: str, mode: str, **options: Any) -> Any:
+        is_it = f"-{EPOCH:08d}.ckpt" in path
+        return Half(path, "w") if is_it else open(path, mode, **options)
 
     store.open = opened  # type: ignore[attr-defined]
 
