@@ -1,8 +1,9 @@
 """TrainingRun: one call of `keras.Model.fit` for a trial, with a callback that follows it.
 
 After each epoch the callback saves a checkpoint, reports the epoch to the trial and asks the
-pruner, in this order: a trial that dies in between has saved all that it has reported. During an
-epoch the callback asks the trial whether to stop.
+pruner, in this order. The service writes the checkpoint in a thread, so a crash may lose the last
+one; its epoch is trained again, with the same result. During an epoch the callback asks the trial
+whether to stop.
 
 An exception of the trial does not leave through Keras. The run stops `fit`, which calls every
 callback's `on_train_end`, and raises the exception afterwards. If it stops in mid-epoch, it leaves

@@ -170,7 +170,7 @@ study_options = options(
     option(
         "--max-attempts",
         type=click.IntRange(min=1),
-        help="Attempts before a trial counts as failed.  [default: 3]",
+        help="A trial fails after so many of its workers have died.  [default: 3]",
     ),
     option(
         "--direction",

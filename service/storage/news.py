@@ -136,6 +136,8 @@ def _read(
 ) -> bool:
     if position.generation != connection.generation:
         position.since = 0  # the number of a transaction says nothing to another server
+    # If the query itself connects anew, the generation noted here is the old one, so that the next
+    # read starts at 0 again; a read that started at 0 needs no repetition.
     arguments |= {"p_since": position.since, "p_running": running, "p_limit": PORTION}
     position.generation = connection.generation
     answer = connection.query_json(statement, arguments)

@@ -61,7 +61,7 @@ class Pool:
         study: The study to work on.
         devices: One device for each worker.
         print_line: Called with every line that a worker prints.
-        show_progress: Called with the study's progress, about every second.
+        show_progress: Called with the study's progress, twice a second.
         data_dir: Folder of the data on this machine.
         permission: What its workers may import and unpickle.
         limits: When a worker process is replaced by a fresh one.

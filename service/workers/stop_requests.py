@@ -48,7 +48,8 @@ class StopRequests:
     raises an exception inside the objective.
 
     Args:
-        connection: The connection of this process. After a signal its patience is one second.
+        connection: The connection of this process. After a signal it retries for one second
+            only.
         orders: Returns the newest known orders of the study.
 
     Attributes:

@@ -75,7 +75,7 @@ class Trial(optuna.Trial):
         super().__init__(study, trial_id)
         self._stop_requests = stop_requests
         self._outage = outage
-        self._leases = storage
+        self._study_storage = storage
         self._seed = factory.trial_seed(study_seed, self.number)
         self._unwritten: dict[int, float] = {}
         self.checkpoint = checkpoint
@@ -92,7 +92,7 @@ class Trial(optuna.Trial):
         Once this has returned True, the trial counts as interrupted whatever the objective
         returns or raises, and another worker takes it over.
         """
-        lost = self._leases.is_stale(self._trial_id)
+        lost = self._study_storage.is_stale(self._trial_id)
         self.interrupted = self.interrupted or lost or self._stop_requests.leave_now
         return self.interrupted
 
