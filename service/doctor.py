@@ -21,23 +21,18 @@ from service.studies.permission import Permission
 from service.studies.study import Study
 
 INTERRUPTED = text(
-    """-- Unfinished trials whose lease has expired or whose worker is silent.
-    SELECT t.number, l.worker, l.expires_at <= clock_timestamp() AS expired,
-           CASE WHEN l.expires_at > '-infinity'
-                THEN ceil(extract(epoch FROM l.expires_at - clock_timestamp())) END AS seconds
+    """-- Unfinished trials whose lease has expired or whose worker is silent. A worker that has
+    -- left has no row of its own.
+    SELECT t.number, l.worker, w.host, w.pid,
+           ceil(extract(epoch FROM clock_timestamp() - w.seen_at)) AS silent,
+           greatest(0, ceil(extract(epoch FROM CASE WHEN l.expires_at > '-infinity'
+             THEN l.expires_at - clock_timestamp() END))) AS seconds
       FROM service.leases l JOIN public.trials t USING (trial_id)
       LEFT JOIN service.workers w USING (worker)
      WHERE l.study_id = :study_id AND t.state = 'RUNNING'
        AND (l.expires_at <= clock_timestamp() OR w.worker IS NULL
             OR w.seen_at < clock_timestamp() - :silence * interval '1 second')
      ORDER BY t.number"""
-)
-SILENT = text(
-    """-- Workers that have neither left nor refreshed their presence.
-    SELECT worker, host, pid, ceil(extract(epoch FROM clock_timestamp() - seen_at)) AS seconds
-      FROM service.workers
-     WHERE study_id = :study_id AND seen_at < clock_timestamp() - :silence * interval '1 second'
-     ORDER BY seen_at"""
 )
 UNLEASED = text(
     """-- RUNNING trials without a lease: plain Optuna runs them, or has crashed.
@@ -144,32 +139,51 @@ def examine_server(hall: Hall) -> Iterator[Finding]:
 
 def examine_study(hall: Hall, study: Study, permission: Permission) -> Iterator[Finding]:
     """Whether anything prevents the study from going on."""
-    yield from examine_trials(hall, study)
     progress = study.progress()
+    resume = f"studyhall resume {shlex.quote(study.name)}"
     if progress.state == "stopped":
-        problem = f"is stopped: {progress.stop_reason}"
-        yield Finding(study.name, problem, f"studyhall resume {study.name}")
+        why = f"see why: studyhall trials {shlex.quote(study.name)} --state fail; then: "
+        cure = f"{why if progress.failed else ''}{resume}"
+        yield Finding(study.name, f"is stopped: {progress.stop_reason}", cure)
+    elif progress.state != "finished":
+        yield from examine_leases(hall, study, None if progress.workers else resume)
+    yield from examine_unleased(hall, study)
     if progress.state in ("new", "running", "stopped"):
         yield from examine_objective(study, permission, has_data=progress.data is not None)
 
 
-def examine_trials(hall: Hall, study: Study) -> Iterator[Finding]:
-    """Whether every unfinished trial has a lease, and every lease a living worker."""
+def examine_leases(hall: Hall, study: Study, resume: str | None) -> Iterator[Finding]:
+    """Whether every lease has a living worker.
+
+    Args:
+        hall: The database.
+        study: The study.
+        resume: The command that starts workers; None: some are there, and take such trials over.
+    """
     values = {"study_id": study.study_id, "silence": 2 * hall.settings.lease_seconds}
     with hall.engine.connect() as connection:
         interrupted = connection.execute(INTERRUPTED, values).all()
-        silent = connection.execute(SILENT, values).all()
-        unleased = connection.execute(UNLEASED, values).scalar_one()
     for row in interrupted:
-        when = "now" if row.expired else f"in {row.seconds} s"
-        problem = f"worker {row.worker} has left trial {row.number}, which can be taken over"
-        yield Finding(study.name, f"{problem} {when}", f"studyhall resume {study.name}")
-    for row in silent:
-        problem = f"worker {row.worker} (host {row.host}, pid {row.pid}) has been silent"
-        cure = "check its machine; another worker takes its trial over by itself"
-        yield Finding(study.name, f"{problem} for {row.seconds} s", cure)
+        when = f"in {row.seconds} s" if row.seconds else "now"
+        if row.host is not None:
+            silent = f"(host {row.host}, pid {row.pid}) has been silent for {row.silent} s"
+            problem = f"worker {row.worker} {silent}"
+            cure = resume or "look at its machine; another worker takes the trial over by itself"
+        elif resume is not None:
+            problem, cure = f"worker {row.worker} has left", resume
+        else:
+            continue
+        problem = f"{problem}; its trial {row.number} can be taken over {when}"
+        yield Finding(study.name, problem, cure)
+
+
+def examine_unleased(hall: Hall, study: Study) -> Iterator[Finding]:
+    """Whether every unfinished trial has a lease."""
+    with hall.engine.connect() as connection:
+        unleased = connection.execute(UNLEASED, {"study_id": study.study_id}).scalar_one()
     if unleased:
-        problem = f"{unleased} RUNNING trials have no lease: plain Optuna began them"
+        trials = "1 RUNNING trial has" if unleased == 1 else f"{unleased} RUNNING trials have"
+        problem = f"{trials} no lease: plain Optuna began them"
         cure = "if no process runs them, fail them with study.optuna.tell(number, state=FAIL)"
         yield Finding(study.name, problem, cure)
 

@@ -17,8 +17,12 @@ from service.settings import normalize_url
 
 
 def pytest_configure() -> None:
-    """A run that is told to end (by CI, say) stops its server like one that is interrupted."""
+    """A run that is told to end (by CI, say) stops its server like one that is interrupted.
+
+    A run in the background of a script ignores Ctrl-C, and so would the commands under test.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A fake nvidia-smi, first on the PATH: it prints a file."""
+"""A fake nvidia-smi, first on the PATH: it lists four GPUs; of their memory it prints a file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 
 def install(folder: Path) -> tuple[Path, str]:
-    """Write the tool; return the file that it prints, and the PATH with the tool."""
+    """Write the tool; return the file of the memory, and the PATH with the tool."""
     output = folder / "output"
     output.write_text("0, 80000")
     tool = folder / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\nexec cat '{output}'\n")
+    listed = "".join(f"GPU {number}: Fake\\n" for number in range(4))
+    tool.write_text(f"#!/bin/sh\n[ \"$1\" = -L ] && printf '{listed}' || cat '{output}'\n")
     tool.chmod(0o755)
     return output, f"{folder}{os.pathsep}{os.environ['PATH']}"

@@ -66,13 +66,14 @@ class TrialCheckpoints:
         self._inherited: list[str] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._warned = False
 
     def save(self, epoch: int, state: bytes) -> None:
         """Start to save the state after an epoch; return before it is on disk.
 
         A thread writes it while the next epoch trains. If the worker dies meanwhile, the
         checkpoint before this one is whole, and at most one epoch is trained again. If the store
-        cannot be written, a warning is logged and training continues.
+        cannot be written, one warning is logged until it can, and training continues.
 
         Args:
             epoch: The last epoch that the state contains, from 0.
@@ -106,11 +107,14 @@ class TrialCheckpoints:
         pending, self._pending = self._pending, None
         try:
             pending.result()
+            self._warned = False
         except Exception as error:
             # File systems and object stores raise many types; none of them ends a training.
-            log.warning(
-                "the checkpoint cannot be written to %s: %s", self._store.url, _shown(error)
-            )
+            if not self._warned:
+                log.warning(
+                    "the checkpoint cannot be written to %s: %s", self._store.url, _shown(error)
+                )
+            self._warned = True
 
     def clear(self) -> None:
         """Delete all checkpoints of the trial, which has ended."""

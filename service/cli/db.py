@@ -50,10 +50,11 @@ def print_alive(workers: list[presence.WorkerProcess]) -> None:
 @db.command()
 @click.pass_obj
 def check(context: Context) -> None:
-    """See whether the schema is up to date."""
+    """Check that the database is reachable and its schema up to date."""
     url = database.resolve_url(context.settings)
-    schema.check(database.create_engine(url))
-    out.print(f"{database.describe(url)} is reachable and up to date", markup=False)
+    newest = schema.check(database.create_engine(url))
+    how = "up to date" if newest else "one version ahead; this version works with it"
+    out.print(f"{database.describe(url)} is reachable and {how}", markup=False)
 
 
 @db.command()

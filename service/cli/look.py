@@ -20,11 +20,15 @@ from service.studies.study import Study
 
 @click.command()
 @click.argument("name", metavar="[STUDY]", required=False)
-@option("--json", "as_json", is_flag=True, help="One object, or a list of all studies.")
-@option("--watch", is_flag=True, help="Print again every two seconds, until it is finished.")
+@option("--json", "as_json", is_flag=True, help="Print one object, or a list of all studies.")
+@option(
+    "--watch",
+    is_flag=True,
+    help="Print again every two seconds until the study is finished or stopped.",
+)
 @click.pass_obj
 def status(context: Context, name: str | None, as_json: bool, watch: bool) -> None:
-    """How far a study is, or all of them."""
+    """Show how far a study is, or all of them."""
     hall = context.hall()
     if name is None:
         show_all(hall, as_json)
@@ -66,12 +70,12 @@ def show_status(study: Study, as_json: bool, watch: bool) -> None:
 @option(
     "--state",
     type=click.Choice(["complete", "pruned", "fail", "running", "waiting"]),
-    help="Only trials in this state.",
+    help="Show only trials in this state.",
 )
 @option("--limit", type=click.IntRange(min=1), metavar="N", help="Show only the N newest trials.")
 @click.pass_obj
 def trials(context: Context, name: str, form: str, state: str | None, limit: int | None) -> None:
-    """The trials of a study: values, parameters, attempts, causes."""
+    """List the trials of a study: values, parameters, attempts, causes of failure."""
     records = context.hall().study(name).records(state, limit)
     if form == "json":
         print_plain(display.to_json(records))
@@ -83,10 +87,10 @@ def trials(context: Context, name: str, form: str, state: str | None, limit: int
 
 @click.command()
 @click.argument("name", metavar="STUDY")
-@option("--json", "as_json", is_flag=True, help="One object.")
+@option("--json", "as_json", is_flag=True, help="Print one object.")
 @click.pass_obj
 def best(context: Context, name: str, as_json: bool) -> None:
-    """The best trial of a study."""
+    """Show the best trial of a study."""
     study = context.hall().study(name)
     trial = study.best
     if trial is None:
@@ -100,7 +104,7 @@ def best(context: Context, name: str, as_json: bool) -> None:
 @click.command()
 @path_option
 def objectives(path: str | None) -> None:
-    """The names that can be run, with their search spaces."""
+    """List the objectives that can be run, with their search spaces."""
     for name in registry.names():
         out.print(name, style="bold", markup=False)
         search_space = getattr(
@@ -112,14 +116,14 @@ def objectives(path: str | None) -> None:
 
 @click.command()
 @click.argument("name", metavar="[STUDY]", required=False)
-@option("--json", "as_json", is_flag=True, help="A list of findings.")
+@option("--json", "as_json", is_flag=True, help="Print a list of findings.")
 @path_option
 @allow_option
 @click.pass_obj
 def doctor(
     context: Context, name: str | None, as_json: bool, path: str | None, allow: str | None
 ) -> None:
-    """What is wrong, and what to do about it; exit code 1 if anything is."""
+    """Find what is wrong, and say what to do about it; exit code 1 if anything is."""
     permission = Permission(parse_allow(allow), full_path(path))
     findings = list(examination.examine(context.settings, name, permission))
     if as_json:

@@ -103,7 +103,7 @@ class PerDevice(click.ParamType[int | None]):
 
 data_dir_option = option(
     "--data-dir",
-    type=click.Path(file_okay=False),
+    type=click.Path(file_okay=False, exists=True),
     help="Folder with the data files, on this machine.",
 )
 path_option = option(
@@ -165,12 +165,12 @@ study_options = options(
     ),
     option("--pruner", help=f"{', '.join(factory.PRUNERS)}, or a class.  [default: median]"),
     option("--pruner-arg", multiple=True, metavar="KEY=VALUE", help="An argument of the pruner."),
-    option("--seed", type=int, help="Every random number follows from it.  [default: 0]"),
+    option("--seed", type=int, help="Seed of every random number of the study.  [default: 0]"),
     option("--trial-timeout", type=Duration(), help="Wall-clock of one trial, e.g. 20m."),
     option(
         "--max-attempts",
         type=click.IntRange(min=1),
-        help="A trial fails after so many of its workers have died.  [default: 3]",
+        help="Fail a trial after so many of its workers have died.  [default: 3]",
     ),
     option(
         "--direction",
@@ -180,13 +180,23 @@ study_options = options(
     option(
         "--data",
         type=click.Choice(["real", "synthetic", "auto"]),
-        help="Real data, generated data, or real data if available.  [default: real]",
+        help="Use real data, generated data, or real data if available.  [default: real]",
     ),
     data_dir_option,
 )
 _worker_options = options(
-    option("--workers", type=int, help="Worker processes here.  [default: by the devices]"),
-    option("--devices", "device", default="auto", show_default=True, help="auto, cpu, gpu:0,1."),
+    option(
+        "--workers",
+        type=int,
+        help="Number of worker processes here.  [default: one a GPU, or one for two cores]",
+    ),
+    option(
+        "--devices",
+        "device",
+        default="auto",
+        show_default=True,
+        help="Devices of the workers: auto, cpu, or GPUs such as gpu:0,1.",
+    ),
     option(
         "--per-device",
         type=PerDevice(),
@@ -210,12 +220,14 @@ _worker_options = options(
 
 
 @dataclass(frozen=True)
-class Placing:
+class WorkerOptions:
     """The workers of this command: their devices, and when a process is replaced."""
 
     devices: list[Device]
     limits: Limits
     gpu_capacity: GpuCapacity | None
+    workers: int | None
+    """The number of workers, if it was given."""
 
     @classmethod
     def of_options(
@@ -225,7 +237,7 @@ class Placing:
         per_device: int | None,
         recycle_after: int,
         max_rss: int | None,
-    ) -> Placing:
+    ) -> WorkerOptions:
         """Choose the devices.
 
         Raises:
@@ -236,17 +248,17 @@ class Placing:
         chosen = devices.one_per_worker(device, workers, 1 if per_device is None else per_device)
         on_gpus = any(device.name != "cpu" for device in chosen)
         gpu_capacity = GpuCapacity(chosen) if per_device is None and on_gpus else None
-        return cls(chosen, Limits(recycle_after, max_rss), gpu_capacity)
+        return cls(chosen, Limits(recycle_after, max_rss), gpu_capacity, workers)
 
 
-def placing_options(function: F) -> F:
-    """The options of the workers; the command gets them as one `Placing`."""
+def with_worker_options(function: F) -> F:
+    """The options of the workers; the command gets them as one `WorkerOptions`."""
 
     @_worker_options
     @functools.wraps(function)
-    def with_placing(*args: Any, **values: Any) -> Any:
+    def with_options(*args: Any, **values: Any) -> Any:
         names = ("workers", "device", "per_device", "recycle_after", "max_rss")
-        placing = Placing.of_options(**{name: values.pop(name) for name in names})
-        return function(*args, placing=placing, **values)
+        worker_options = WorkerOptions.of_options(**{name: values.pop(name) for name in names})
+        return function(*args, worker_options=worker_options, **values)
 
-    return cast(F, with_placing)
+    return cast(F, with_options)

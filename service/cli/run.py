@@ -13,16 +13,15 @@ from service.cli.making import make_study
 from service.cli.options import (
     Context,
     Duration,
-    Placing,
+    WorkerOptions,
     data_dir_option,
     full_path,
     option,
     permission_options,
-    placing_options,
     study_options,
+    with_worker_options,
 )
-from service.cli.work import require, wait_for_work, work
-from service.sampling import factory
+from service.cli.work import command, require, wait_for_work, work
 from service.studies import registry
 from service.studies.permission import Permission
 from service.studies.spec import Spec
@@ -32,15 +31,17 @@ from service.studies.spec import Spec
 @click.argument("objective")
 @study_options
 @permission_options
-@placing_options
+@with_worker_options
 @click.pass_obj
-def run(context: Context, /, placing: Placing, permission: Permission, **options: Any) -> None:
-    """Create the study, or go on with it, and work here until its budget is spent."""
+def run(
+    context: Context, /, worker_options: WorkerOptions, permission: Permission, **options: Any
+) -> None:
+    """Create a study, or go on with it, and work here until its budget is spent."""
     permission = registry.typed(options["objective"], permission)
     refuse_pickle(options["sampler"], permission)  # before a study exists that cannot run here
     hall = context.hall()
     study = make_study(hall, options, permission)
-    work(hall, study, placing, options["data_dir"], permission)
+    work(hall, study, worker_options, options["data_dir"], permission)
 
 
 def refuse_pickle(sampler: str | None, permission: Permission) -> None:
@@ -59,25 +60,16 @@ def refuse_pickle(sampler: str | None, permission: Permission) -> None:
 @permission_options
 @click.pass_obj
 def create(context: Context, /, permission: Permission, **options: Any) -> None:
-    """Create the study; do no work."""
+    """Create a study without working on it."""
     allowed = registry.typed(options["objective"], permission)
     study = make_study(context.hall(), options, allowed)
-    join = ["studyhall", "worker", study.name, *needed(study.spec, permission)]
-    out.print(f"study {study.name} is ready: {shlex.join(join)}", markup=False, soft_wrap=True)
-
-
-def needed(spec: Spec, permission: Permission) -> list[str]:
-    """The options that let a worker here run the study, besides what the environment allows."""
-    words = []
-    if not registry.is_installed(spec.objective):
-        words = ["--path", permission.path] if permission.path else []
-        words = words or registry.cure(spec.objective).split(" ", 1)
-    return [*words, "--allow-pickle"] if factory.unpickles(spec.sampler) else words
+    join = command("worker", study, permission)
+    out.print(visible(f"study {study.name} is ready: {join}"), markup=False, soft_wrap=True)
 
 
 @click.command()
 @click.argument("name", metavar="STUDY")
-@placing_options
+@with_worker_options
 @option("--wait", is_flag=True, help="Wait until a stopped or finished study is resumed.")
 @data_dir_option
 @permission_options
@@ -85,25 +77,25 @@ def needed(spec: Spec, permission: Permission) -> list[str]:
 def worker(
     context: Context,
     name: str,
-    placing: Placing,
+    worker_options: WorkerOptions,
     wait: bool,
     data_dir: str | None,
     permission: Permission,
 ) -> None:
-    """Join a study from any machine."""
+    """Join a study from any machine, and work until its budget is spent."""
     hall = context.hall()
     study = hall.study(name)
-    work(hall, study, placing, data_dir, permission)
+    work(hall, study, worker_options, data_dir, permission)
     while wait:
         wait_for_work(study)
-        work(hall, study, placing, data_dir, permission)
+        work(hall, study, worker_options, data_dir, permission)
 
 
 @click.command()
 @click.argument("name", metavar="STUDY")
 @option("--trials", type=int, help="New total of trials of the study.")
 @option("--timeout", type=Duration(), help="New wall-clock of the study, from now on, e.g. 2h.")
-@placing_options
+@with_worker_options
 @data_dir_option
 @permission_options
 @click.pass_obj
@@ -112,7 +104,7 @@ def resume(
     name: str,
     trials: int | None,
     timeout: float | None,
-    placing: Placing,
+    worker_options: WorkerOptions,
     data_dir: str | None,
     permission: Permission,
 ) -> None:
@@ -124,19 +116,20 @@ def resume(
         # Other data are refused before the budget changes.
         study.check_data(study.spec.load(full_path(data_dir), permission))
     study.resume(trials, timeout)
-    work(hall, study, placing, data_dir, permission)
+    work(hall, study, worker_options, data_dir, permission)
 
 
 @click.command()
 @click.argument("name", metavar="STUDY")
 @click.pass_obj
 def stop(context: Context, name: str) -> None:
-    """All workers everywhere finish the epoch, save and leave; resume undoes it."""
+    """Let all workers everywhere finish the epoch, save and leave; resume undoes it."""
     study = context.hall().study(name)
-    if study.progress().state == "finished":
+    progress = study.progress()
+    if progress.state == "finished":
         out.print(visible(f"{name} is finished; there is nothing to stop"), markup=False)
         return
     study.stop()
-    go_on = f"studyhall resume {shlex.quote(name)}"
-    line = f"{name} stops after the running epochs; go on with: {go_on}"
+    how = "stops after the running epochs" if progress.running else "is stopped"
+    line = f"{name} {how}; go on with: studyhall resume {shlex.quote(name)}"
     out.print(visible(line), markup=False)

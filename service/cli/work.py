@@ -10,8 +10,10 @@ import click
 
 from service.cli import display
 from service.cli.console import LiveStatus, err, out
-from service.cli.options import Placing, full_path
+from service.cli.options import WorkerOptions, full_path
 from service.errors import NotAllowed, WorkFailed
+from service.sampling import factory
+from service.studies import registry
 from service.studies.hall import Hall
 from service.studies.permission import Permission
 from service.studies.progress import Progress
@@ -22,7 +24,11 @@ ENDED = ("finished", "stopped")
 
 
 def work(
-    hall: Hall, study: Study, placing: Placing, data_dir: str | None, permission: Permission
+    hall: Hall,
+    study: Study,
+    worker_options: WorkerOptions,
+    data_dir: str | None,
+    permission: Permission,
 ) -> None:
     """Run a pool on the study, then print how the study stands.
 
@@ -33,13 +39,32 @@ def work(
     """
     if study.progress().state not in ENDED:
         require(study, permission)
-        code = run_pool(hall, study, placing, data_dir, permission)
+        code = run_pool(hall, study, worker_options, data_dir, permission)
         if code == 130:
-            resume = f"studyhall resume {shlex.quote(study.name)}"
-            err.print(display.visible(f"interrupted; go on with: {resume}"), markup=False)
+            resume = command("resume", study, permission, worker_options.workers)
+            line = display.visible(f"interrupted; go on with: {resume}")
+            err.print(line, markup=False, soft_wrap=True)
         if code:
             sys.exit(code)
-    conclude(study)
+    conclude(study, command("resume", study, permission, worker_options.workers))
+
+
+def command(name: str, study: Study, permission: Permission, workers: int | None = None) -> str:
+    """A command on the study with the options that it needs here, to paste into a shell.
+
+    Args:
+        name: ``resume`` or ``worker``.
+        study: The study.
+        permission: What this command allows; the objective's own module may be among it.
+        workers: The number of workers, if it was given.
+    """
+    words = ["studyhall", name, study.name]
+    if not registry.is_installed(study.spec.objective):
+        path = ["--path", permission.path] if permission.path else []
+        words += path or registry.cure(study.spec.objective).split(" ", 1)
+    if factory.unpickles(study.spec.sampler):
+        words.append("--allow-pickle")
+    return shlex.join(words if workers is None else [*words, "--workers", str(workers)])
 
 
 def require(study: Study, permission: Permission) -> None:
@@ -58,20 +83,24 @@ def require(study: Study, permission: Permission) -> None:
 
 
 def run_pool(
-    hall: Hall, study: Study, placing: Placing, data_dir: str | None, permission: Permission
+    hall: Hall,
+    study: Study,
+    worker_options: WorkerOptions,
+    data_dir: str | None,
+    permission: Permission,
 ) -> int:
     """Run a pool until the study has nothing left; return its exit code."""
     with LiveStatus(out, study.spec.monitor) as live:
         pool = Pool(
             hall,
             study,
-            placing.devices,
+            worker_options.devices,
             live.print_line,
             live.show,
             full_path(data_dir),
             permission,
-            placing.limits,
-            placing.gpu_capacity,
+            worker_options.limits,
+            worker_options.gpu_capacity,
         )
         return pool.run()
 
@@ -86,8 +115,12 @@ def wait_for_work(study: Study) -> None:
         time.sleep(2)
 
 
-def conclude(study: Study) -> None:
+def conclude(study: Study, resume: str) -> None:
     """Print how the study stands and what to do next.
+
+    Args:
+        study: The study.
+        resume: The command that goes on with it.
 
     Raises:
         WorkFailed: It ended without a complete trial, or failures stopped it.
@@ -95,24 +128,26 @@ def conclude(study: Study) -> None:
     progress = study.progress()
     out.print(display.status(progress, study.spec.monitor))
     if progress.state == "stopped":
-        _conclude_stopped(study.name, progress)
+        _conclude_stopped(study.name, progress, resume)
     elif progress.state == "finished":
-        _conclude_finished(study.name, progress)
+        _conclude_finished(study.name, progress, resume)
     elif not progress.workers:
-        resume = f"studyhall resume {shlex.quote(study.name)}"
-        out.print(display.visible(f"it is not finished; go on with: {resume}"), markup=False)
+        line = display.visible(f"it is not finished; go on with: {resume}")
+        out.print(line, markup=False, soft_wrap=True)
 
 
-def _conclude_stopped(name: str, progress: Progress) -> None:
-    message = (
-        f"study {name!r} is stopped: {progress.stop_reason}; studyhall resume {shlex.quote(name)}"
-    )
+def _conclude_stopped(name: str, progress: Progress, resume: str) -> None:
+    stopped = f"study {name!r} is stopped"
     if progress.stop_reason != "stopped by the user":
-        raise WorkFailed(message)
-    out.print(display.visible(message), markup=False)
+        raise WorkFailed(
+            f"{stopped}: {progress.stop_reason}. Tracebacks: "
+            f"studyhall trials {shlex.quote(name)} --format json; then: {resume}"
+        )
+    line = display.visible(f"{stopped} by the user; go on with: {resume}")
+    out.print(line, markup=False, soft_wrap=True)
 
 
-def _conclude_finished(name: str, progress: Progress) -> None:
+def _conclude_finished(name: str, progress: Progress, resume: str) -> None:
     quoted = shlex.quote(name)
     if progress.complete == 0:
         what = "time" if progress.late else "budget"
@@ -126,8 +161,7 @@ def _conclude_finished(name: str, progress: Progress) -> None:
         spent, more = f"the study's time is over ({total})", "--timeout 1h"
     out.print(
         display.visible(
-            f"{spent}. Next: studyhall best {quoted} | "
-            f"studyhall trials {quoted} | studyhall resume {quoted} {more}"
+            f"{spent}. Next: studyhall best {quoted} | studyhall trials {quoted} | {resume} {more}"
         ),
         markup=False,
         soft_wrap=True,

@@ -195,13 +195,22 @@ class SharedConnection:
             reraise=True,
         )
         try:
+            try:
+                return attempt()  # without tenacity, which takes a third of a short statement
+            except DBAPIError as error:
+                maybe_done = sent and not repeatable
+                if self._repeats_nothing() or not _is_worth_repeating(error, maybe_done):
+                    raise
             return retrying(attempt)
         except DBAPIError as error:
             raise _translated(error) from error
 
+    def _repeats_nothing(self) -> bool:
+        return bool(getattr(self._without_retries, "on", False))
+
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
         """Whether a statement that has failed is given up."""
-        if getattr(self._without_retries, "on", False):
+        if self._repeats_nothing():
             return True
         error = state.outcome.exception() if state.outcome else None
         limit = max(QUEUE_SECONDS, self.retry_seconds) if _is_full(error) else self.retry_seconds

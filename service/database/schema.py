@@ -35,6 +35,9 @@ LOCK_TIMEOUT = "2s"
 LOCK_PATIENCE = 120.0
 """Seconds for which a migration that waited in vain is tried again."""
 
+CHANGED_TABLES = ("42P01", "42P07", "42701", "42703", "42710", "42704")
+"""SQLSTATE: a table, column or other object is missing, or is there already."""
+
 HIDDEN = (
     f'the search_path of this role contains "{SCHEMA}", which hides Optuna\'s tables: use a role '
     f'of another name than "{SCHEMA}", or ALTER ROLE ... SET search_path = public'
@@ -98,8 +101,8 @@ def current(engine: Engine) -> Revisions:
         return _read(connection, _existing(connection))
 
 
-def check(engine: Engine) -> None:
-    """Do nothing if this installation can work with the tables and functions.
+def check(engine: Engine) -> bool:
+    """Whether the tables and functions are this installation's, not those of the next version.
 
     Raises:
         SchemaOutOfDate: They are missing, behind or ahead; the message says what to do.
@@ -108,6 +111,7 @@ def check(engine: Engine) -> None:
     found = current(engine)
     if not found.suits(head()):
         raise SchemaOutOfDate(_verdict(engine.url, found))
+    return found.versions[:1] == head().versions
 
 
 def ensure(engine: Engine) -> None:
@@ -145,6 +149,8 @@ def upgrade(target: str | URL | Engine) -> None:
                 _upgrade(engine, connection)
     except DBAPIError as error:
         where, why = database.describe(url), database.reason(error)
+        if getattr(error.orig, "pgcode", None) in CHANGED_TABLES:
+            why += ": something else than `studyhall db upgrade` changed them; restore a backup"
         raise DatabaseError(f"the tables of {where} cannot be upgraded: {why}") from error
     finally:
         engine.dispose()

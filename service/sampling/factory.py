@@ -201,8 +201,11 @@ def _make(kind: str, cls: type, arguments: Mapping[str, Any]) -> Any:
             warnings.simplefilter("ignore", ExperimentalWarning)
             return cls(**arguments)
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"the {kind} {cls.__name__} refuses: {reason}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ConfigurationError(
+            f"the {kind} {cls.__name__} refuses {given[:200]}: {reason}"
+        ) from error
 
 
 def trial_seed(seed: int, number: int) -> int:

@@ -159,7 +159,7 @@ def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None)
         raise stale(lease)
 
 
-def free(engine: Engine, worker: str) -> bool:
+def expire_held_by(engine: Engine, worker: str) -> bool:
     """Interrupt the trials of a dead worker, without waiting for its leases to expire.
 
     Returns:
@@ -187,7 +187,7 @@ def fail(engine: Engine, worker: str, cause: str, detail: str) -> None:
     SharedConnection.of(engine).query(FAIL, arguments)
 
 
-def done(engine: Engine, workers: list[str]) -> int:
+def count_workers_with_results(engine: Engine, workers: list[str]) -> int:
     """How many of the workers have ended a trial without a cause (complete or pruned)."""
     return int(SharedConnection.of(engine).query(DONE, {"workers": workers}))
 

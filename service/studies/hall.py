@@ -11,7 +11,7 @@ from sqlalchemy import Connection, insert, text
 from service import database
 from service.database import schema
 from service.database.models import StudyRow
-from service.errors import ConfigurationError, UnknownStudy
+from service.errors import ConfigurationError, DatabaseError, UnknownStudy
 from service.settings import Settings
 from service.storage.storage import StudyStorage
 from service.studies.spec import Budget, Spec
@@ -52,7 +52,11 @@ def connect(url: str | None = None) -> Hall:
         DatabaseError: It cannot be reached, or its schema is out of date.
         ConfigurationError: The URL is not one of a PostgreSQL database.
     """
-    return Hall(Settings.load(database_url=url))
+    try:
+        return Hall(Settings.load(database_url=url))
+    except DatabaseError as error:
+        # In a Python shell, its causes would be a hundred lines that say no more.
+        raise error from None
 
 
 def storage(url: str | None = None) -> StudyStorage:

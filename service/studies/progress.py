@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.studies.progress_reader import Standing
+from service.studies.progress_reader import Snapshot
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,15 @@ class Best:
         return dict(self.__dict__)
 
 
-def progress(name: str, standing: Standing, best: Best | None) -> Progress:
+def progress(name: str, snapshot: Snapshot, best: Best | None) -> Progress:
     """The progress of a study.
 
     Args:
         name: The study's name.
-        standing: What the database says.
+        snapshot: What the database says.
         best: The best trial, which the caller has looked up.
     """
-    row, counts = standing.row, standing.counts
+    row, counts = snapshot.row, snapshot.counts
     running = max(0, row.unfinished - row.interrupted)
     return Progress(
         study=name,
@@ -128,7 +128,7 @@ def progress(name: str, standing: Standing, best: Best | None) -> Progress:
         waiting=row.waiting,
         workers=row.workers,
         best=best,
-        eta_seconds=_eta(standing, running),
+        eta_seconds=_eta(snapshot, running),
         data=row.data,
         remaining=_remaining(row),
         stop_reason=row.stop_reason,
@@ -160,8 +160,8 @@ def _state(row: Any, finished: int) -> str:
     return "running" if row.n_claimed or finished or row.workers else "new"
 
 
-def _eta(standing: Standing, running: int) -> float | None:
-    row, counts = standing.row, standing.counts
+def _eta(snapshot: Snapshot, running: int) -> float | None:
+    row, counts = snapshot.row, snapshot.counts
     ended = counts.complete + counts.pruned
     limits = []
     if row.seconds_left is not None:

@@ -118,7 +118,7 @@ def _better(
 
 
 @dataclass(frozen=True)
-class Standing:
+class Snapshot:
     """What one statement says of a study.
 
     Attributes:
@@ -146,7 +146,7 @@ class ProgressReader:
         self._counts = Counts()
         self._lock = threading.Lock()
 
-    def read(self, connection: Connection, silence: float) -> Standing:
+    def read(self, connection: Connection, silence: float) -> Snapshot:
         """Ask the database.
 
         Args:
@@ -162,7 +162,7 @@ class ProgressReader:
                 # Trials have vanished since (a restored backup): count all of them again.
                 self._counts = Counts()
                 row = self._read(connection, silence)
-            return Standing(row, self._counts)
+            return Snapshot(row, self._counts)
 
     def _read(self, connection: Connection, silence: float) -> Row[Any]:
         counts = self._counts

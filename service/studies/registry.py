@@ -107,9 +107,17 @@ def _unknown(reference: str) -> str:
     close = difflib.get_close_matches(reference, known, 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return (
-        f"there is no objective {reference!r}; {hint}"
+        f"there is no objective {reference!r}; {hint or _module_hint(reference)}"
         f"known: {', '.join(known)}, or write package.module:attribute"
     )
+
+
+def _module_hint(reference: str) -> str:
+    """What to write for a module of the current folder."""
+    module = reference.removesuffix(".py").strip("/.").replace("/", ".")
+    if not all(part.isidentifier() for part in module.split(".")) or not lies_in(module, "."):
+        return ""
+    return f"to run a function of the module {module}, write {module}:FUNCTION; "
 
 
 def _module(reference: str, name: str) -> Any:

@@ -100,9 +100,9 @@ class Study:
         """Counts, best trial, ETA and workers, whatever the study's size."""
         silence = max(self._settings.lease_seconds, 5.0)
         with self._engine.connect() as connection:
-            standing = self._reader.read(connection, silence)
-        best = standing.counts.best
-        return progress.progress(self.name, standing, best and self._best(*best))
+            snapshot = self._reader.read(connection, silence)
+        best = snapshot.counts.best
+        return progress.progress(self.name, snapshot, best and self._best(*best))
 
     @property
     def best(self) -> Best | None:
@@ -177,7 +177,7 @@ class Study:
         """Let all workers everywhere finish the epoch, save and leave; `resume` undoes it."""
         self._execute(STOP, reason=reason)
 
-    def finish(self) -> None:
+    def mark_exhausted(self) -> None:
         """Begin no further trial: the sampler has tried everything."""
         self._execute(FINISH)
 

@@ -17,6 +17,11 @@ from service.errors import ConfigurationError
 from service.workers import gpus
 from service.workers.cores import affinity, usable_cores
 
+MAX_WORKERS = 64
+MAX_WORKERS_PER_CORE = 16
+"""A pool has at most the greater of `MAX_WORKERS` and this many processes for each core: more
+only swap, and a count beyond it is a slip of the keyboard."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -85,17 +90,30 @@ def one_per_worker(devices: str, workers: int | None, per_device: int) -> list[D
         per_device: Workers that share one GPU.
 
     Raises:
-        ConfigurationError: The devices cannot be read, or a count is not positive.
+        ConfigurationError: The devices cannot be read or are not here, a count is not positive,
+            or there would be more workers than the machine can run.
     """
     for name, count in (("workers", workers), ("per-device", per_device)):
         if count is not None and count < 1:
             raise ConfigurationError(f"--{name} must be at least 1, not {count}")
     numbers = _gpu_numbers(devices)
     if not numbers:
-        return _cpu_devices(workers or max(1, usable_cores() // 2))
+        count = workers or max(1, usable_cores() // 2)
+        _refuse_too_many(count)
+        return _cpu_devices(count)
     count = workers or len(numbers) * per_device
+    _refuse_too_many(count)
     threads = max(1, usable_cores() // count)
     return [Device(f"gpu:{numbers[i % len(numbers)]}", threads) for i in range(count)]
+
+
+def _refuse_too_many(count: int) -> None:
+    most = max(MAX_WORKERS, MAX_WORKERS_PER_CORE * usable_cores())
+    if count > most:
+        raise ConfigurationError(
+            f"{count} workers are more than this machine can run; at most {most} with its "
+            f"{usable_cores()} cores"
+        )
 
 
 def _cpu_devices(count: int) -> list[Device]:
@@ -121,4 +139,10 @@ def _gpu_numbers(devices: str) -> list[str]:
     numbers = [part.strip() for part in listed.split(",")]
     if kind != "gpu" or not all(part.isdigit() for part in numbers):
         raise ConfigurationError(f"--devices takes auto, cpu or gpu:0,1; not {devices!r}")
+    missing = [number for number in numbers if not gpus.exists(number)]
+    if missing:
+        raise ConfigurationError(
+            f"there is no GPU {missing[0]} on this machine; nvidia-smi -L lists those that are, "
+            "and --devices cpu uses none"
+        )
     return numbers

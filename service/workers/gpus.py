@@ -6,8 +6,12 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from service.errors import ConfigurationError
+
+DEV = Path("/dev")
+"""The folder of the device files: one nvidia0, nvidia1, … for each GPU; dxg in WSL."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,17 @@ def visible() -> list[str]:
         return [part.strip() for part in listed.split(",") if part.strip() not in ("", "-1")]
     lines = _nvidia_smi("-L")
     return [str(index) for index, line in enumerate(lines) if line.startswith("GPU ")]
+
+
+def exists(number: str) -> bool:
+    """Whether CUDA can have a GPU of that number here.
+
+    A container may have the device files without nvidia-smi. Their numbers are the machine's,
+    CUDA's begin at 0.
+    """
+    listed = [line for line in _nvidia_smi("-L") if line.startswith("GPU ")]
+    count = len(listed) or len([*DEV.glob("nvidia[0-9]*")])
+    return int(number) < count or (DEV / "dxg").exists()
 
 
 def memory(number: str) -> Memory:

@@ -197,7 +197,7 @@ class Pool:
         if self._gpu_capacity is None or not all(slot.alive for slot in self._slots):
             return
         workers = [slot.worker for slot in self._slots]
-        if leases.done(self._hall.engine, workers) < len(workers):
+        if leases.count_workers_with_results(self._hall.engine, workers) < len(workers):
             return
         more = [Slot(device, self._print_line) for device in self._gpu_capacity.more_devices()]
         self._gpu_capacity = None
@@ -257,7 +257,7 @@ class Pool:
         """
         try:
             presence.leave(self._hall.engine, slot.worker)
-            return leases.free(self._hall.engine, slot.worker)
+            return leases.expire_held_by(self._hall.engine, slot.worker)
         except (SQLAlchemyError, StorageInternalError) as error:
             failure = database.failure(self._hall.engine.url, error)
             self._print_line(f"{slot.worker}'s trial waits for its lease to expire: {failure}")

@@ -155,7 +155,7 @@ class TrialRunner:
         synthetic = outcome.value is not None and self._study.is_synthetic()
         log.info("trial %d: %s%s", trial.number, line, mark(synthetic))
         if study._stop_flag:
-            self._study.finish()
+            self._study.mark_exhausted()
         if outcome.cause == "configuration":
             message = headline(outcome.detail)
             self._study.stop(message)
@@ -185,8 +185,10 @@ class TrialRunner:
         files.wait()
         self._storage.flush(lease.trial_id)
         leases.release(self._engine, lease, cause, detail)
-        how = "is tried once more, alone" if cause == "oom" else "goes on with another worker"
-        log.info("trial %d: interrupted (%s); it %s", lease.number, cause, how)
+        how = (
+            "it is tried once more, alone" if cause == "oom" else "the next worker goes on with it"
+        )
+        log.info("trial %d: interrupted (%s); %s", lease.number, cause, how)
 
 
 def _announce(failure: DatabaseError) -> None:

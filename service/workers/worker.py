@@ -120,7 +120,7 @@ class Worker:
             except (OperationalError, InterfaceError):
                 if time.monotonic() - began > self._settings.database_patience:
                     raise
-            leases.free(self._engine, name)
+            leases.expire_held_by(self._engine, name)
 
     def _let_others_renew(self) -> None:
         """After an outage, wait until every live worker has had time to renew its lease."""

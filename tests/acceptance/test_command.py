@@ -130,7 +130,11 @@ def test_database_commands(shell: Shell) -> None:
         ("run stubs:quick --per-device 0", 2, "--per-device must be at least 1"),
         ("run stubs:quick --per-device some", 2, "neither a number nor auto"),
         ("run stubs:quick --workers 2 --per-device auto", 2, "exclude each other"),
-        ("run stubs:quick --devices gpu:0 --per-device auto", 2, "nvidia-smi does not report"),
+        ("run stubs:quick --devices gpu:7", 2, "there is no GPU 7 on this machine"),
+        ("run stubs:quick --workers 100000", 2, "more than this machine can run; at most"),
+        ("run stubs:quick --data-dir /nowhere", 2, "does not exist"),
+        ("run stubs", 2, "to run a function of the module stubs, write stubs:FUNCTION"),
+        ("run stubs:quick --pruner-arg n_warmup_steps=a", 2, "refuses n_startup_trials=5, n_warm"),
         ("run stubs:quick --devices tpu", 2, "--devices takes auto, cpu or gpu"),
         ("run stubs:with_data --direction minimize", 2, "direction is maximize"),
         ("run mnist-mlp --set epoch=3", 2, "epochs"),
@@ -192,9 +196,12 @@ def test_options_that_contradict_the_stored_spec_are_refused(shell: Shell) -> No
         assert message in done.stderr
 
 
-def test_other_data_are_refused_with_both_sources(shell: Shell) -> None:
-    shell("create", "stubs:with_data", "--study", "d", "--data-dir", "apples")
-    done = shell("worker", "d", "--data-dir", "bananas", check=False)
+def test_other_data_are_refused_with_both_sources(shell: Shell, tmp_path: Path) -> None:
+    apples, bananas = tmp_path / "apples", tmp_path / "bananas"
+    apples.mkdir()
+    bananas.mkdir()
+    shell("create", "stubs:with_data", "--study", "d", "--data-dir", str(apples))
+    done = shell("worker", "d", "--data-dir", str(bananas), check=False)
     assert done.returncode == 2
     assert "folder b" in done.stdout and "folder a" in done.stdout
 

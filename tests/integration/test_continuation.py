@@ -99,7 +99,7 @@ def test_a_trial_that_kills_its_workers_is_failed_as_lost(hall: Hall) -> None:
     for index in range(3):
         lease = leases.claim(hall.engine, study.study_id, f"dead{index}", 60)
         assert lease is not None and (lease.number, lease.attempt) == (0, index + 1)
-        leases.free(hall.engine, f"dead{index}")
+        leases.expire_held_by(hall.engine, f"dead{index}")
     assert work(hall, study, "w1") == 0
     first, second = study.records()
     assert (first["state"], first["cause"], first["attempts"]) == ("fail", "lost", 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def test_nothing_is_wrong_with_a_new_study(hall: Hall, study: Study) -> None:
 def test_an_interrupted_trial_can_be_taken_over(hall: Hall, study: Study) -> None:
     leases.claim(hall.engine, study.study_id, "gone", 0.0)
     (found,) = problems(hall)
-    assert "worker gone has left trial 0, which can be taken over now" in found
+    assert "worker gone has left; its trial 0 can be taken over now" in found
     assert "studyhall resume plain" in found
 
 
@@ -35,7 +37,7 @@ def test_a_released_trial_can_be_taken_over(hall: Hall, study: Study) -> None:
     assert lease is not None
     leases.release(hall.engine, lease, "preempted")
     (found,) = problems(hall)
-    assert "worker polite has left trial 0, which can be taken over now" in found
+    assert "worker polite has left; its trial 0 can be taken over now" in found
 
 
 def test_the_trial_of_a_dead_worker_can_be_taken_over_when_its_lease_expires(
@@ -46,13 +48,44 @@ def test_the_trial_of_a_dead_worker_can_be_taken_over_when_its_lease_expires(
     assert "taken over in 50 s" in found or "taken over in 49 s" in found
 
 
-def test_a_silent_worker_is_named(hall: Hall, study: Study) -> None:
-    presence.join(hall.engine, study.study_id, WorkerProcess("quiet", "far", 7, "gpu:0"))
+def die(hall: Hall, study: Study, worker: str) -> None:
+    """A worker that joined, claimed a trial, and was last seen 99 seconds ago."""
+    presence.join(hall.engine, study.study_id, WorkerProcess(worker, "far", 7, "gpu:0"))
+    leases.claim(hall.engine, study.study_id, worker, 0.0)
     with hall.engine.begin() as connection:
         silence = "UPDATE service.workers SET seen_at = now() - interval '99 seconds'"
         connection.execute(sqlalchemy.text(silence))
+
+
+def test_a_silent_worker_is_named_with_its_trial(hall: Hall, study: Study) -> None:
+    die(hall, study, "quiet")
     (found,) = problems(hall)
-    assert "worker quiet (host far, pid 7) has been silent for 99 s" in found or "100 s" in found
+    assert re.search(r"worker quiet \(host far, pid 7\) has been silent for (99|100) s", found)
+    assert found.endswith("; its trial 0 can be taken over now -> studyhall resume plain")
+
+
+def test_living_workers_take_a_silent_ones_trial_over(hall: Hall, study: Study) -> None:
+    die(hall, study, "quiet")
+    presence.join(hall.engine, study.study_id, WorkerProcess("alive", "here", 8, "gpu:0"))
+    (found,) = problems(hall)
+    assert found.endswith("another worker takes the trial over by itself")
+
+
+def test_dead_workers_of_a_study_that_is_over_are_no_problem(hall: Hall) -> None:
+    study = hall.create("it's over", Spec("stubs:quick"), Budget(1))
+    die(hall, study, "quiet")
+    lease = leases.claim(hall.engine, study.study_id, "other", 50.0)
+    assert lease is not None
+    study.optuna.tell(lease.number, 0.5)
+    assert study.progress().state == "finished"
+    assert problems(hall) == []
+
+
+def test_a_cure_can_be_pasted_into_a_shell(hall: Hall) -> None:
+    study = hall.create("it's over", Spec("stubs:quick"), Budget(1))
+    die(hall, study, "quiet")
+    (found,) = problems(hall)
+    assert shlex.split(found.rpartition(" -> ")[2]) == ["studyhall", "resume", "it's over"]
 
 
 def test_a_stopped_study_is_found_with_its_reason(hall: Hall, study: Study) -> None:
@@ -64,7 +97,7 @@ def test_a_stopped_study_is_found_with_its_reason(hall: Hall, study: Study) -> N
 def test_running_trials_without_a_lease_are_plain_optunas(hall: Hall, study: Study) -> None:
     study.optuna.ask()
     (found,) = problems(hall)
-    assert "1 RUNNING trials have no lease" in found
+    assert "1 RUNNING trial has no lease" in found
 
 
 def test_an_objective_that_cannot_be_imported_here(

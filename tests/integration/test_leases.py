@@ -183,7 +183,7 @@ def test_the_wall_clock_starts_with_the_first_claim_and_ends_the_study(hall: Hal
     lost = claim(study, hall, "w1", OVER)
     again = claim(study, hall, "w2")
     assert lost is not None and again is not None and again.trial_id == lost.trial_id
-    leases.free(hall.engine, "w2")
+    leases.expire_held_by(hall.engine, "w2")
     with hall.engine.begin() as connection:
         connection.execute(sqlalchemy.text("UPDATE service.studies SET deadline = now()"))
     assert claim(study, hall, "w3") is None

@@ -90,7 +90,7 @@ def test_a_pool_starts_no_worker_while_there_is_nothing_to_claim(
     study.stop()
     assert waiting._wait_for_others(study.progress()) and len(started) == 1
     study.resume()
-    study.finish()
+    study.mark_exhausted()
     assert waiting._wait_for_others(study.progress()) and len(started) == 1
 
 
@@ -107,7 +107,7 @@ def test_an_objective_that_ends_its_process_fails_and_the_pool_goes_on(
     assert sum(f"died (exit code {code}); starting another one" in line for line in lines) == 2
 
 
-@pytest.mark.parametrize("question", ["overdue", "done"])
+@pytest.mark.parametrize("question", ["overdue", "count_workers_with_results"])
 def test_an_outage_while_the_pool_looks_after_its_workers_ends_nothing(
     hall: Hall, monkeypatch: pytest.MonkeyPatch, question: str
 ) -> None:

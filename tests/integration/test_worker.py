@@ -161,7 +161,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing_and_goes_on(
 
     def takes_the_lease_away(trial: optuna.Trial) -> float:
         if trial.number == 0 and not taken:
-            leases.free(hall.engine, "slow")
+            leases.expire_held_by(hall.engine, "slow")
             taken.append(leases.claim(hall.engine, study.study_id, "other", 60.0))
         return stubs.stepped(trial)
 

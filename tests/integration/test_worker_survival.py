@@ -42,7 +42,7 @@ def test_a_lost_lease_ends_an_objective_that_catches_every_exception(hall: Hall)
         x = trial.suggest_float("x", 0, 1)
         for epoch in range(10):
             if trial.number == 0 and epoch == 1:
-                leases.free(hall.engine, "slow")
+                leases.expire_held_by(hall.engine, "slow")
                 assert leases.claim(hall.engine, study.study_id, "other", 60.0)
             trained.append((trial.number, epoch))
             with contextlib.suppress(Exception):

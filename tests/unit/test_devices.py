@@ -6,11 +6,13 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from fake_nvidia_smi import install
 
 from service.errors import ConfigurationError
-from service.workers import cores, devices
+from service.workers import cores, devices, gpus
 from service.workers.devices import Device
 
 
@@ -61,6 +63,23 @@ def test_a_bound_process_and_its_threads_keep_to_their_cores() -> None:
     assert process.communicate("\n")[0].split("\n")[:2] == [f"[{core}]"] * 2
 
 
+def test_without_nvidia_smi_the_device_files_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpus, "DEV", tmp_path)
+    assert not gpus.exists("0")
+    for name in ("nvidia3", "nvidiactl", "nvidia-uvm"):  # a container with the machine's last GPU
+        (tmp_path / name).touch()
+    assert gpus.exists("0") and not gpus.exists("1")
+
+
+@pytest.fixture
+def four_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", install(tmp_path)[1])
+
+
+@pytest.mark.usefixtures("four_gpus")
 def test_gpu_workers_are_dealt_to_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "usable_cores", lambda: 8)
     chosen = devices.one_per_worker("gpu:0,2", None, 2)
@@ -81,13 +100,17 @@ def test_auto_uses_the_gpus_of_cuda_visible_devices(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("listed", "workers", "per_device", "message"),
     [
+        ("gpu:0,4", None, 1, "there is no GPU 4 on this machine"),
+        ("gpu:0", None, 100_000, "100000 workers are more than this machine can run; at most"),
+        ("cpu", 100_000, 1, "100000 workers are more than this machine can run; at most"),
         ("gpu:a", None, 1, "not 'gpu:a'"),
         ("tpu:0", None, 1, "not 'tpu:0'"),
         ("cpu", 0, 1, "--workers must be at least 1, not 0"),
         ("gpu:0", None, 0, "--per-device must be at least 1, not 0"),
     ],
 )
-def test_unknown_devices_and_counts_below_one_are_refused(
+@pytest.mark.usefixtures("four_gpus")
+def test_devices_and_counts_that_cannot_be_are_refused(
     listed: str, workers: int | None, per_device: int, message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
