@@ -27,8 +27,8 @@ lint: $(INSTALLED) ## ruff: rules and format
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
-tests: $(INSTALLED) ## pytest, in two processes with a PostgreSQL each
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+tests: $(INSTALLED) ## pytest, in three processes with a PostgreSQL each
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
 	$(BIN)/python -m pytest tests/chaos -s --trials 40 --workers 4 $(CHAOS)
