@@ -53,7 +53,7 @@ def read_attempts(connection: Connection, study_id: int) -> dict[int, list[Attem
 
 
 def record(
-    trial: FrozenTrial, attempts: list[Attempt], *, synthetic: bool = False
+    trial: FrozenTrial, attempts: list[Attempt], direction: str, *, synthetic: bool = False
 ) -> dict[str, Any]:
     """One trial as a dict of JSON values; `synthetic`: its data are generated."""
     last = attempts[-1] if attempts else None
@@ -64,7 +64,7 @@ def record(
         "state": "interrupted" if interrupted else trial.state.name.lower(),
         "value": trial.values[0] if trial.values else None,
         "synthetic": synthetic,
-        "epoch": trial.user_attrs.get("epoch"),
+        "epoch": best_epoch(trial, trial.values[0] if trial.values else None, direction),
         "params": trial.params,
         "intermediate_values": trial.intermediate_values,
         "duration_seconds": None if duration is None else round(duration.total_seconds(), 3),
@@ -76,17 +76,22 @@ def record(
     }
 
 
-def best_epoch(trial: FrozenTrial, direction: str) -> int | None:
+def best_epoch(trial: FrozenTrial, value: float | None, direction: str) -> int | None:
     """The epoch that the objective set as user attribute, else that of the best reported value.
+
+    Args:
+        trial: The trial, running or not.
+        value: Its value.
+        direction: ``maximize`` or ``minimize``.
 
     Returns:
         None if no epoch has the trial's own value: a plain objective may return any number.
     """
-    if "epoch" in trial.user_attrs:
+    if isinstance(trial.user_attrs.get("epoch"), int):
         return int(trial.user_attrs["epoch"])
     values = trial.intermediate_values
     if not values:
         return None
     pick = max if direction == "maximize" else min
     best = pick(values, key=lambda step: values[step])
-    return best if trial.values == [values[best]] else None
+    return best if value == values[best] else None

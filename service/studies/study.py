@@ -118,7 +118,7 @@ class Study:
             return known
         trial = self.optuna._storage.get_trial(trial_id)
         seed = factory.trial_seed(self.spec.seed, number)
-        epoch = best_epoch(trial, self.spec.direction)
+        epoch = best_epoch(trial, value, self.spec.direction)
         best = Best(number, value, trial.params, epoch, seed, self.is_synthetic())
         self._last_best = best
         return best
@@ -159,7 +159,9 @@ class Study:
         states = None if state is None else (TrialState[state.upper()],)
         trials = self.optuna.get_trials(deepcopy=False, states=states)
         return [
-            record(trial, attempts.get(trial._trial_id, []), synthetic=synthetic)
+            record(
+                trial, attempts.get(trial._trial_id, []), self.spec.direction, synthetic=synthetic
+            )
             for trial in trials[-limit if limit else 0 :]
         ]
 

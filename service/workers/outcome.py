@@ -69,7 +69,7 @@ class Outcome:
 
         Args:
             monitor: Name of the metric, if it has one.
-            epoch: The best epoch, if the objective names one.
+            epoch: The best epoch, if one has the value.
         """
         if self.state == TrialState.COMPLETE:
             at = "" if epoch is None else f" at epoch {epoch}"

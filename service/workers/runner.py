@@ -20,6 +20,7 @@ from service.storage.leases import Lease
 from service.storage.storage import StudyStorage
 from service.studies.hall import Hall
 from service.studies.progress import mark
+from service.studies.records import best_epoch
 from service.studies.registry import Objective
 from service.studies.study import Study
 from service.workers.outage import Outage
@@ -151,7 +152,9 @@ class TrialRunner:
         study = trial.study
         trial.write_reports()
         outcome = self._tell(trial, outcome)
-        line = outcome.describe(self._study.spec.monitor, trial.user_attrs.get("epoch"))
+        spec = self._study.spec
+        epoch = best_epoch(trial._cached_frozen_trial, outcome.value, spec.direction)
+        line = outcome.describe(spec.monitor, epoch)
         synthetic = outcome.value is not None and self._study.is_synthetic()
         log.info("trial %d: %s%s", trial.number, line, mark(synthetic))
         if study._stop_flag:

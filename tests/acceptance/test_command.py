@@ -69,6 +69,10 @@ def test_run_to_the_end_then_again(shell: Shell) -> None:
     best = shell.json("best", "s", "--json")
     values = [row["value"] for row in trials if row["state"] == "complete"]
     assert best["value"] == min(values) == status["best"]["value"]
+    # The value is the last of five reports; every place names the same epoch.
+    assert best["epoch"] == 4
+    assert {row["epoch"] for row in trials if row["state"] == "complete"} == {4}
+    assert done.stdout.count(" at epoch 4") == len(values) + 1
 
     more = shell("resume", "s", "--trials", "8", "--workers", "1")
     assert "the budget is spent (8 of 8 trials)" in more.stdout
