@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy import special
 
 from service.sampling.arrays import Floats, Indices
 from service.sampling.kernels import CategoricalKernels, Kernels, NormalKernels
@@ -272,8 +273,6 @@ class Pairs:
 
 def log_mass(a: Floats, b: Floats) -> Floats:
     """Logarithm of the standard normal distribution's mass between a and b; a < b."""
-    from scipy import special  # here, since it takes a fifth of every command's start
-
     out = np.zeros(np.shape(a))
     # Farther out on both sides there is nothing that a float64 beside 1 could hold.
     counts = (a > -FAR) | (b < FAR)
@@ -295,8 +294,6 @@ def _log_mass_of_tail(low: Floats, high: Floats) -> Floats:
     The distribution function is exp(-z^2 / 2) erfcx(-z / sqrt(2)) / 2, whose second factor does
     not vanish in the tail.
     """
-    from scipy import special
-
     fade = np.exp(0.5 * (high - low) * (high + low))
     factor = special.erfcx(-high / ROOT) - fade * special.erfcx(-low / ROOT)
     mass: Floats = np.log(0.5 * factor) - 0.5 * high * high

@@ -13,7 +13,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -21,9 +21,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from service import optuna_private
+from service import optuna_private, sampling
 from service.errors import ConfigurationError
-from service.sampling import pruners, tpe
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "tpe": ("TPESampler", {}),
@@ -53,11 +52,7 @@ PACKAGES = {
     "WilcoxonPruner": ("scipy",),
 }
 # Ours make the same choices as Optuna's classes of the same names, in less time.
-OURS = {
-    "TPESampler": tpe.TPESampler,
-    "MedianPruner": pruners.MedianPruner,
-    "PercentilePruner": pruners.PercentilePruner,
-}
+OURS = sampling.__all__
 UNPICKLING = ("CmaEsSampler",)
 """Samplers that unpickle attributes of the study's trials (optuna/samplers/_cmaes.py)."""
 
@@ -128,11 +123,12 @@ def _find(
 
 def _ours(class_name: str) -> type | None:
     """Our class of a name; none, with a warning, if this Optuna is not a tested one."""
-    ours = OURS.get(class_name)
-    if ours is not None and not optuna_private.is_tested():
+    if class_name not in OURS:
+        return None
+    if not optuna_private.is_tested():
         optuna_private.warn_untested()
         return None
-    return ours
+    return cast(type, getattr(sampling, class_name))
 
 
 def make_sampler(
