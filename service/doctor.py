@@ -99,7 +99,7 @@ def examine(
 
 
 def examine_store(settings: Settings) -> Iterator[Finding]:
-    """Whether a file can be written to the artifact store and read back."""
+    """Find an artifact store that cannot be written and read back."""
     shown = without_credentials(settings.artifact_store)
     name, content = f"doctor-{uuid.uuid4().hex}", b"content"
     try:
@@ -119,7 +119,7 @@ def examine_store(settings: Settings) -> Iterator[Finding]:
 
 
 def examine_server(hall: Hall) -> Iterator[Finding]:
-    """Whether the clocks agree, and connections are left."""
+    """Find clocks that differ, and a lack of connections."""
     with hall.engine.connect() as connection:
         row = connection.execute(SERVER).one()
     skew = abs((datetime.now(UTC) - row.now).total_seconds())
@@ -138,7 +138,7 @@ def examine_server(hall: Hall) -> Iterator[Finding]:
 
 
 def examine_study(hall: Hall, study: Study, permission: Permission) -> Iterator[Finding]:
-    """Whether anything prevents the study from going on."""
+    """Find what prevents the study from going on."""
     progress = study.progress()
     resume = f"studyhall resume {shlex.quote(study.name)}"
     if progress.state == "stopped":
@@ -153,7 +153,7 @@ def examine_study(hall: Hall, study: Study, permission: Permission) -> Iterator[
 
 
 def examine_leases(hall: Hall, study: Study, resume: str | None) -> Iterator[Finding]:
-    """Whether every lease has a living worker.
+    """Find leases without a living worker.
 
     Args:
         hall: The database.
@@ -178,7 +178,7 @@ def examine_leases(hall: Hall, study: Study, resume: str | None) -> Iterator[Fin
 
 
 def examine_unleased(hall: Hall, study: Study) -> Iterator[Finding]:
-    """Whether every unfinished trial has a lease."""
+    """Find unfinished trials without a lease."""
     with hall.engine.connect() as connection:
         unleased = connection.execute(UNLEASED, {"study_id": study.study_id}).scalar_one()
     if unleased:
@@ -191,7 +191,7 @@ def examine_unleased(hall: Hall, study: Study) -> Iterator[Finding]:
 def examine_objective(
     study: Study, permission: Permission, *, has_data: bool
 ) -> Iterator[Finding]:
-    """Whether a worker on this machine could run the study's objective on its data."""
+    """Find why a worker on this machine could not run the study's objective on its data."""
     cure = "start workers with --path and the folder of the objective's module"
     try:
         objective = study.spec.load(permission=permission)
