@@ -18,6 +18,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
+from service.database.connection import SharedConnection
 from service.storage import leases
 from service.studies.hall import Hall
 from service.studies.permission import Permission
@@ -42,6 +43,9 @@ OVERDUE_SECONDS = 5.0
 
 RESTART_SECONDS = 2.0
 """The least time between two workers that look whether there is something to claim again."""
+
+RETRY_SECONDS = 2.0
+"""For so long a pool tries a statement again; its workers are more patient."""
 
 MAX_DEATHS = 5
 """The pool ends after so many deaths in one slot while the study finishes no trial."""
@@ -90,6 +94,8 @@ class Pool:
         self._permission = permission or Permission.of_environment()
         self._limits = limits
         self._gpu_capacity = gpu_capacity
+        # A dead worker's trial can wait for its lease to expire; Ctrl-C cannot wait.
+        SharedConnection.of(hall.engine).retry_seconds = RETRY_SECONDS
         self._outage = Outage(
             hall.engine,
             hall.settings.database_patience,
