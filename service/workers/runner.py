@@ -101,7 +101,6 @@ class TrialRunner:
             self._stop_requests,
             self._outage,
             Checkpoint(files, saved),
-            self._storage,
         )
 
     def _optuna_study(self, number: int) -> optuna.Study:

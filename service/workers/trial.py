@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -49,13 +49,12 @@ class Trial(optuna.Trial):
     """An `optuna.Trial` with a seed, checkpoints, and requests to stop.
 
     Args:
-        study: The study, with the sampler of this trial.
+        study: The study on a `StudyStorage`, with the sampler of this trial.
         trial_id: Optuna's id of the trial, which this worker has leased.
         study_seed: The study's seed.
         stop_requests: What may end the trial.
         outage: Measures outages of the database.
         checkpoint: See Attributes.
-        storage: The storage of the study, which knows when the lease is lost.
 
     Attributes:
         checkpoint: `Checkpoint`: the training state of this trial.
@@ -70,12 +69,10 @@ class Trial(optuna.Trial):
         stop_requests: StopRequests,
         outage: Outage,
         checkpoint: Checkpoint,
-        storage: StudyStorage,
     ) -> None:
         super().__init__(study, trial_id)
         self._stop_requests = stop_requests
         self._outage = outage
-        self._study_storage = storage
         self._seed = factory.trial_seed(study_seed, self.number)
         self._unwritten: dict[int, float] = {}
         self.checkpoint = checkpoint
@@ -92,7 +89,7 @@ class Trial(optuna.Trial):
         Once this has returned True, the trial counts as interrupted whatever the objective
         returns or raises, and another worker takes it over.
         """
-        lost = self._study_storage.is_stale(self._trial_id)
+        lost = cast(StudyStorage, self.storage).is_stale(self._trial_id)
         self.interrupted = self.interrupted or lost or self._stop_requests.leave_now
         return self.interrupted
 
