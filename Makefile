@@ -33,7 +33,7 @@ tests: $(INSTALLED) ## pytest, in three processes with a PostgreSQL each
 chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
 	$(BIN)/python -m pytest tests/chaos -s --trials 40 --workers 4 $(CHAOS)
 
-fuzz: $(INSTALLED) ## stock storage and ours, random operations; slow; FUZZ_EXAMPLES=2000
+fuzz: $(INSTALLED) ## stock Optuna and ours, random operations and studies; slow; FUZZ_EXAMPLES=2000
 	STUDYHALL_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/differential -s
 
 compose-test: $(INSTALLED) ## docker-compose.yml on this machine's Docker engine; slow
