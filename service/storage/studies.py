@@ -89,6 +89,8 @@ class StudyStore(BaseStorage):
             found = self._connection.query(SET_ATTR.format(kind=kind), arguments)
         except (StorageInternalError, TypeError, ValueError):
             StudyStore._name_and_directions(self, study_id)  # a missing study is the first error
+            if "\0" in key:  # stock looks for the key before it looks at the value
+                raise ValueError("the key of an attribute cannot contain NUL") from None
             raise
         if found is None:
             raise no_study(study_id)
