@@ -93,9 +93,21 @@ def examine(
     except (SQLAlchemyError, StorageInternalError) as error:
         yield Finding("database", *_problem_and_cure(database.failure(None, error)))
         return
-    for name in hall.names() if study is None else [study]:
-        allowed = permission or Permission.of_environment()
-        yield from examine_study(hall, hall.study(name), allowed)
+    allowed = permission or Permission.of_environment()
+    if study is not None:
+        yield from examine_study(hall, hall.study(study), allowed)
+        return
+    skipped = []
+    for name in hall.names():
+        for finding in examine_study(hall, hall.study(name), allowed):
+            if finding.wrong:
+                yield finding
+            else:
+                skipped.append(name)
+    if skipped:
+        shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if skipped[5:] else "")
+        problem = f"nothing here allows to import those of {shown}, which are not examined"
+        yield Finding("objectives", problem, "studyhall doctor STUDY says how", wrong=False)
 
 
 def examine_store(settings: Settings) -> Iterator[Finding]:
@@ -140,7 +152,8 @@ def examine_server(hall: Hall) -> Iterator[Finding]:
 def examine_study(hall: Hall, study: Study, permission: Permission) -> Iterator[Finding]:
     """Find what prevents the study from going on."""
     progress = study.progress()
-    resume = f"studyhall resume {shlex.quote(study.name)}"
+    options = study.spec.options_needed(permission)
+    resume = shlex.join(["studyhall", "resume", study.name, *options])
     if progress.state == "stopped":
         why = f"see why: studyhall trials {shlex.quote(study.name)} --state fail; then: "
         cure = f"{why if progress.failed else ''}{resume}"

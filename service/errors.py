@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+MODULE = re.compile(r"^(?:\w+\.)+(?=\w+(?::|$))")
+
 
 def headline(detail: str | None) -> str:
-    """The line of a traceback with the exception; of any other text, the first line."""
-    lines = [line for line in (detail or "").splitlines() if line.strip()]
+    """The exception of a traceback in one line; of any other text, the first line.
+
+    Two lines of the exception's message are taken: Keras writes into the first one which layer
+    was called, and into the next one what was wrong.
+    """
+    lines = [line for line in COLOUR.sub("", detail or "").splitlines() if line.strip()]
     frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
-    messages = [line for line in lines[frames[-1] :] if line[0] != " "] if frames else lines
-    return messages[0][:300] if messages else "no message"
+    if not frames:
+        return lines[0][:300] if lines else "no message"
+    message = [line for line in lines[frames[-1] :] if line[0] != " "][:2]
+    return MODULE.sub("", " ".join(message))[:300] or "no message"
 
 
 class StudyhallError(Exception):

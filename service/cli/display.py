@@ -116,7 +116,7 @@ def studies(rows: Iterable[Progress]) -> Table:
         total = "?" if row.n_trials is None else row.n_trials
         table.add_row(
             Text(visible(row.study)),
-            row.state,
+            f"{row.state}, no worker" if row.state == "running" and not row.workers else row.state,
             f"{row.finished}/{total}",
             str(row.complete),
             str(row.pruned),

@@ -6,14 +6,10 @@ import shlex
 import sys
 import time
 
-import click
-
 from service.cli import display
 from service.cli.console import LiveStatus, err, out
 from service.cli.options import WorkerOptions, full_path
 from service.errors import NotAllowed, WorkFailed
-from service.sampling import factory
-from service.studies import registry
 from service.studies.hall import Hall
 from service.studies.permission import Permission
 from service.studies.progress import Progress
@@ -58,12 +54,7 @@ def command(name: str, study: Study, permission: Permission, workers: int | None
         permission: What this command allows; the objective's own module may be among it.
         workers: The number of workers, if it was given.
     """
-    words = ["studyhall", name, study.name]
-    if not registry.is_installed(study.spec.objective):
-        path = ["--path", permission.path] if permission.path else []
-        words += path or registry.cure(study.spec.objective).split(" ", 1)
-    if factory.unpickles(study.spec.sampler):
-        words.append("--allow-pickle")
+    words = ["studyhall", name, study.name, *study.spec.options_needed(permission)]
     return shlex.join(words if workers is None else [*words, "--workers", str(workers)])
 
 
@@ -76,10 +67,8 @@ def require(study: Study, permission: Permission) -> None:
     try:
         study.spec.require(permission)
     except NotAllowed as error:
-        context = click.get_current_context()
-        name = context.params.get("name") or context.params.get("objective") or study.name
-        command = f"studyhall {context.info_name} {shlex.quote(name)} {error.option}"
-        raise NotAllowed(error.problem, f"{error.option} to the command: {command}") from None
+        again = shlex.join(["studyhall", *sys.argv[1:], *error.option.split(" ", 1)])
+        raise NotAllowed(error.problem, f"{error.option} to the command: {again}") from None
 
 
 def run_pool(
@@ -153,7 +142,7 @@ def _conclude_finished(name: str, progress: Progress, resume: str) -> None:
         what = "time" if progress.late else "budget"
         raise WorkFailed(
             f"the {what} of study {name!r} is spent and no trial is complete; "
-            f"see why: studyhall trials {quoted}"
+            f"see why: studyhall trials {quoted} (with whole tracebacks: --format json)"
         )
     total = f"{progress.finished} of {progress.n_trials or progress.finished} trials"
     spent, more = f"the budget is spent ({total})", f"--trials {2 * progress.finished}"

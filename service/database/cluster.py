@@ -201,12 +201,15 @@ def problem_line(folder: Folder, problem: str, log_start: int | None = None) -> 
             reason, since the first causes the others. If None, the log's last error is.
     """
     free = shutil.disk_usage(folder.root).free
-    space = f"; only {free // 2**20} MiB of disk are free there" if free < LOW_DISK_BYTES else ""
+    cure = f"see {folder.log}"
+    if free < LOW_DISK_BYTES:
+        where = f"{folder.root} has {free // 2**20} MiB of disk left"
+        cure = f"{where}, make room or set STUDYHALL_HOME to another folder"
     with folder.log.open(errors="replace") as log:
         log.seek(log_start or 0)
         lines = log.read().splitlines()
     reason = _first_error(lines[::-1] if log_start is None else lines)
-    return f"the embedded PostgreSQL {problem}: {reason} (log: {folder.log}{space})"
+    return f"the embedded PostgreSQL {problem}: {reason}: {cure}"
 
 
 def _first_error(lines: Sequence[str]) -> str:

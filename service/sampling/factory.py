@@ -20,6 +20,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.trial import create_trial
 
 from service import optuna_private, sampling
 from service.errors import ConfigurationError
@@ -162,6 +163,34 @@ def make_sampler(
     if "seed" in inspect.signature(cls).parameters and "seed" not in given:
         given["seed"] = seed if cls.__name__ in SHARED_SEED else trial_seed(seed, number)
     return _make("sampler", cls, given)  # type: ignore[no-any-return]
+
+
+def try_sampler(sampler: BaseSampler) -> None:
+    """Sample once in a study in memory: classes look at some arguments only then.
+
+    Raises:
+        ConfigurationError: The sampler fails.
+    """
+    if isinstance(sampler, optuna.samplers.GridSampler):
+        return  # it has looked at its grid, and samples nothing else
+    of = optuna.distributions.FloatDistribution(0.0, 1.0)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(sampler=sampler)
+        study.ask({"x": of})
+        if isinstance(sampler, optuna.samplers.TPESampler):  # the others would take seconds
+            for number in range(12):
+                params, value = {"x": number / 12}, float(number)
+                study.add_trial(create_trial(params=params, distributions={"x": of}, value=value))
+            study.ask({"x": of})
+    except Exception as error:  # a class may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(
+            f"the sampler {type(sampler).__name__} cannot sample with its arguments: {reason}"
+        ) from error
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def make_pruner(name: str, arguments: Mapping[str, Any]) -> BasePruner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -28,8 +29,18 @@ def distribution(text: str) -> BaseDistribution:
     """The distribution of a JSON text; equal texts give the same object, parsed once."""
     known = _distributions.get(text)
     if known is None:
-        known = _distributions[text] = json_to_distribution(text)
+        known = _distributions[text] = _distribution_from(text)
     return known
+
+
+def _distribution_from(text: str) -> BaseDistribution:
+    fields = json.loads(text)
+    choices = fields.get("attributes", fields).get("choices", ())
+    if not any(isinstance(choice, list | dict) for choice in choices):
+        return json_to_distribution(text)
+    with warnings.catch_warnings():  # whoever suggested such choices has been warned
+        warnings.simplefilter("ignore", UserWarning)
+        return json_to_distribution(text)
 
 
 def distribution_text(of: BaseDistribution) -> str:

@@ -183,6 +183,6 @@ def check_name(name: str) -> None:
     """
     if not name.strip() or len(name) > 200 or name.startswith("-") or not name.isprintable():
         raise ConfigurationError(
-            f"a study cannot be called {name[:60]!r}: a name has 1 to 200 printable characters "
-            f"and does not begin with a dash"
+            f"a study cannot be called {name[:60]!r}: a name has 1 to 200 printable characters, "
+            f"not only blanks, and does not begin with a dash"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -48,6 +49,11 @@ def load(reference: str, permission: Permission | None = None) -> Objective:
     module, _, attribute = target.partition(":")
     if not attribute:
         raise UnknownObjective(_unknown(reference))
+    if module.endswith(".py"):
+        dotted = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise UnknownObjective(
+            f"{module!r} is a file; write its module's name: {dotted}:{attribute}"
+        )
     permission = Permission.of_environment() if permission is None else permission
     if not points:
         require(reference, permission)
@@ -87,9 +93,10 @@ def cure(reference: str) -> str:
     module = reference.partition(":")[0]
     if lies_in(module, "."):
         return "--path ."
-    if all(part.isidentifier() for part in module.split(".")):
+    top, _, _ = module.partition(".")
+    if top.isidentifier() and importlib.util.find_spec(top) is not None:
         return f"--allow {module}"
-    return "--path DIR"
+    return "--path FOLDER"
 
 
 def prepare_path(*folders: str | None) -> None:
@@ -185,8 +192,15 @@ def data_of(objective: Objective) -> dict[str, Any] | None:
         return None
     try:
         return dict(data())
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ConfigurationError(str(error)) from error
+    except OSError as error:
+        where = "" if error.filename and Path(str(error.filename)).is_absolute() else _here()
+        raise ConfigurationError(f"the data cannot be read: {error}{where}") from error
+
+
+def _here() -> str:
+    return f" (relative paths start at {Path.cwd()}; load(data_dir) gets the folder of --data-dir)"
 
 
 def settings_of(objective: Objective) -> dict[str, Any]:

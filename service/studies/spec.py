@@ -20,6 +20,9 @@ from service.studies.permission import Permission
 MAX_TRIALS = 2**31 - 1
 """The largest integer of a database column."""
 
+MAX_TIMEOUT = 3650 * 86_400.0
+"""Ten years in seconds: more is a slip of the keyboard."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -86,7 +89,7 @@ class Spec:
             ConfigurationError: A name or argument is unknown, or the class refuses a value.
         """
         permission = Permission((self.objective,), self.path)
-        self.sampler_for(0, self.load(permission=permission))
+        factory.try_sampler(self.sampler_for(0, self.load(permission=permission)))
         self.make_pruner()
 
     def require(self, permission: Permission) -> None:
@@ -126,6 +129,24 @@ class Spec:
         objective = registry.load(self.objective, permission)
         return registry.configure(objective, self.settings, self.data, data_dir or self.data_dir)
 
+    def options_needed(self, permission: Permission) -> list[str]:
+        """The options of a command that works on the study in this folder.
+
+        Args:
+            permission: What this command allows; the objective's own module may be among it.
+
+        Returns:
+            None for what the environment allows.
+        """
+        environment = Permission.of_environment()
+        words = []
+        if not (registry.is_installed(self.objective) or environment.allows(self.objective)):
+            words = ["--path", permission.path] if permission.path else []
+            words = words or registry.cure(self.objective).split(" ", 1)
+        if factory.unpickles(self.sampler) and not environment.pickle:
+            words.append("--allow-pickle")
+        return words
+
     def sampler_for(self, number: int, objective: registry.Objective) -> BaseSampler:
         """The sampler of trial ``number``."""
         grid = getattr(objective, "grid", None)
@@ -153,8 +174,8 @@ class Budget:
             raise ConfigurationError(f"a study needs at least one trial, not {self.n_trials}")
         if self.n_trials is not None and self.n_trials > MAX_TRIALS:
             raise ConfigurationError(f"a study has at most {MAX_TRIALS} trials")
-        if self.timeout is not None and self.timeout <= 0:
-            raise ConfigurationError(f"the timeout must be positive, not {self.timeout} s")
+        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
+            raise ConfigurationError("the timeout must be positive, and at most 3650d")
 
 
 def refuse_contradictions(
@@ -169,9 +190,11 @@ def refuse_contradictions(
     """
     differences = list(_differences(stored, options))
     if differences:
+        budget = {"trials", "timeout"} & {line.split()[0] for line in differences}
+        more = ", or change the budget by `studyhall resume --trials N`" if budget else ""
         raise SpecMismatch(
             f"the options contradict study {name!r}: {'; '.join(differences)}. "
-            f"Choose another --study, or change a budget with `studyhall resume {name}`"
+            f"Choose another --study{more}"
         )
 
 

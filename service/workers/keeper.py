@@ -16,6 +16,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from service import database
 from service.database.connection import SharedConnection
 from service.errors import StaleLease
 from service.storage import leases
@@ -89,8 +90,8 @@ class LeaseKeeper(threading.Thread):
                     self._write_parameters()
             except (SQLAlchemyError, StorageInternalError) as error:
                 due = time.monotonic()  # as soon as the database is back, before others claim
-                reason = str(error).splitlines()[0]
-                log.warning("the lease could not be renewed, trying again: %s", reason)
+                failure = database.failure(self._engine.url, error)
+                log.warning("the lease could not be renewed, trying again: %s", failure)
 
     def _write_parameters(self) -> None:
         try:

@@ -245,6 +245,11 @@ class Pool:
     def _end_all(self) -> None:
         """Send SIGTERM to every worker, and SIGKILL after the grace period."""
         living = [slot for slot in self._slots if slot.alive]
+        if living and self._signal is not None:
+            self._print_line(
+                f"stopping: {len(living)} workers save their trials, for {GRACE_SECONDS:.0f} s at "
+                "most; a second Ctrl-C ends them at once"
+            )
         for slot in living:
             slot.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS

@@ -20,7 +20,8 @@ def traceback_of(message: str) -> str:
     ("detail", "line"),
     [
         (traceback_of("boom"), "ValueError: boom"),
-        (traceback_of("boom\nsecond line\n  third"), "ValueError: boom"),
+        (traceback_of("boom\n\n\x1b[1msecond line\x1b[0m\nthird"), "ValueError: boom second line"),
+        ('  File "x.py", line 1\nkeras.src.errors.BuildError: no.layer', "BuildError: no.layer"),
         (traceback_of(""), "ValueError"),
         ("not a traceback", "not a traceback"),
         ("two\nlines", "two"),
