@@ -278,6 +278,13 @@ class Study:
                 f"there {there['fingerprint'][:16]} from {there['source']}; "
                 f"pass the study's data with --data-dir, or choose another --study"
             )
+        contents = here.get("content"), there.get("content")
+        if None not in contents and contents[0] != contents[1]:
+            raise DataMismatch(
+                f"the data here claim the fingerprint of study {self.name!r}, but their content "
+                f"differs from the study's: {here['source']} or a cache of it was changed; remove "
+                "the folder STUDYHALL_CACHE on the machine whose data are wrong"
+            )
 
     def _execute(self, statement: Any, **parameters: Any) -> None:
         with self._engine.begin() as connection:
