@@ -165,7 +165,9 @@ class KerasObjective:
         return load_test_set(self._source, self.data_kind, self.data_dir)
 
     def data(self) -> dict[str, str]:
-        """Return what identifies the data: name, kind, source and fingerprint.
+        """Return what identifies the data: name, kind, source, fingerprint.
+
+        For data from the cache also their content, which is computed from the arrays themselves.
 
         Raises:
             DataError: A file is broken, or the data set cannot be found.
@@ -177,6 +179,7 @@ class KerasObjective:
             "kind": dataset.kind,
             "source": dataset.source,
             "fingerprint": dataset.fingerprint,
+            **({} if dataset.content is None else {"content": dataset.content}),
         }
 
     def search_space(self) -> dict[str, str]:

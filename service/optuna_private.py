@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from optuna.study._frozen import FrozenStudy
 
 __all__ = [
+    "CONSTRAINTS_KEY",
     "DEFAULT_STUDY_NAME_PREFIX",
     "RELATIVE_PARAMS_KEY",
     "FrozenStudy",
@@ -60,9 +61,10 @@ SAMPLING_NAMES = {
     "erf": ("optuna.samplers._tpe._erf", "erf"),
 }
 RELATIVE_PARAMS_KEY = "tpe:relative_params"
+CONSTRAINTS_KEY = "constraints"
 FIXED_TEXTS = {
     ("optuna.samplers._tpe.sampler", "_RELATIVE_PARAMS_KEY"): RELATIVE_PARAMS_KEY,
-    ("optuna.study._constrained_optimization", "_CONSTRAINTS_KEY"): "constraints",
+    ("optuna.study._constrained_optimization", "_CONSTRAINTS_KEY"): CONSTRAINTS_KEY,
 }
 """Keys of attributes; our SQL functions contain the same texts."""
 
@@ -75,7 +77,7 @@ STORAGE_ATTRIBUTES = {
         "_thread_local.cached_all_trials",
         "_thread_local.in_optimize_loop",
     ),
-    "Trial": ("_cached_frozen_trial", "_trial_id"),
+    "Trial": ("_cached_frozen_trial", "_suggest", "_trial_id"),
 }
 FROZEN_TRIAL = {
     "_datetime_start",

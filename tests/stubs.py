@@ -143,6 +143,22 @@ class WithData:
 with_data = WithData()
 
 
+class Cached(WithData):
+    """With the content in STUB_CONTENT, if there is one."""
+
+    def configured(
+        self, settings: dict[str, object], data: str | None = None, data_dir: str | None = None
+    ) -> Cached:
+        return Cached()
+
+    def data(self) -> dict[str, str]:
+        content = os.environ.get("STUB_CONTENT")
+        return super().data() | ({} if content is None else {"content": content})
+
+
+cached = Cached()
+
+
 class Generated(WithData):
     """On generated data."""
 
@@ -212,3 +228,30 @@ def exits(trial: optuna.Trial) -> float:
     if trial.number == 0:
         os._exit(int(os.environ["STUB_CODE"]))
     return x
+
+
+def constrained(trial: optuna.Trial) -> float:
+    """Only values of at least STUB_LEAST are feasible."""
+    x = trial.suggest_int("x", 1, 8)
+    trial.set_constraint("least", int(os.environ.get("STUB_LEAST", "3")) - x)
+    return float(x)
+
+
+def failing_or_nan(trial: optuna.Trial) -> float:
+    """Every second trial raises, the others return NaN."""
+    trial.suggest_float("x", -10, 10)
+    if trial.number % 2:
+        return math.nan
+    raise ZeroDivisionError("the divisor was nought")
+
+
+def points(trial: optuna.Trial) -> float:
+    """Twelve points; a moment passes between the two parameters. Four reported steps."""
+    a = trial.suggest_int("a", 0, 3)
+    time.sleep(0.02)
+    b = trial.suggest_int("b", 0, 2)
+    for step in range(4):
+        trial.report(a + b / 10 + (3 - step) / 100, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return a + b / 10

@@ -5,6 +5,10 @@ and all of them share the same pages of memory. An entry is identified by the so
 size, times, inode) and by the split. Its SHA-256 is checked whenever a process opens it, that of
 its metadata too.
 
+The fingerprint of an entry stands in its metadata. It covers the test set, which the entry does
+not have, so it cannot be computed again. The content can: it is a hash of the arrays that were
+read. A study stores both, and refuses data of its fingerprint with another content.
+
 The folder is `STUDYHALL_CACHE`, else the user's cache folder. If it cannot be written, or if other
 accounts can write it and so replace the data, every process reads the data set itself.
 """
@@ -38,10 +42,16 @@ _MAX_ENTRIES = 8
 
 @dataclass(frozen=True)
 class Entry:
-    """Arrays by name, with metadata that JSON can hold."""
+    """Arrays by name, with metadata that JSON can hold.
+
+    Attributes:
+        content: SHA-256 of the arrays as they were read from the cache; None for arrays that come
+            from the source itself.
+    """
 
     arrays: dict[str, Array]
     metadata: dict[str, Any]
+    content: str | None = None
 
 
 def cache_folder() -> Path:
@@ -61,7 +71,12 @@ def load_or_make(identity: Any, make: Callable[[], Entry]) -> Entry:
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _refuse_foreign(place.parent)
-        with _locked(place.with_suffix(".lock")):
+        lock = place.with_suffix(".lock")
+        with _locked(lock, fcntl.LOCK_SH):  # processes that start together hash side by side
+            cached = _open(place)
+        if cached is not None:
+            return cached
+        with _locked(lock, fcntl.LOCK_EX):
             cached = _open(place)
             if cached is not None:
                 return cached
@@ -89,9 +104,9 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, kind: int) -> Iterator[None]:
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, kind)
         yield
 
 
@@ -103,13 +118,15 @@ def _open(place: Path) -> Entry | None:
             raise ValueError(f"{_METADATA_FILE} is not what was written")
         digests = metadata.pop("sha256")
         arrays = {name: _map(place / f"{name}.npy", digest) for name, digest in digests.items()}
+        shapes = {name: [array.dtype.str, *array.shape] for name, array in arrays.items()}
+        content = _sha256(json.dumps([shapes, digests], sort_keys=True).encode())
         os.utime(place)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
         _log.warning("the cache entry %s is damaged and is made again: %s", place, error)
         return None
-    return Entry(arrays, metadata)
+    return Entry(arrays, metadata, content)
 
 
 def _map(path: Path, sha256: str) -> Array:

@@ -28,6 +28,7 @@ class Dataset:
         source: Where the data come from, in words.
         kind: "real" or "synthetic".
         fingerprint: SHA-256 of the data, the test set included, and of the split.
+        content: SHA-256 of both parts as this process has read them from the cache, or None.
     """
 
     train: Examples
@@ -35,6 +36,7 @@ class Dataset:
     source: str
     kind: str
     fingerprint: str
+    content: str | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -148,6 +150,7 @@ def _as_dataset(entry: cache.Entry) -> Dataset:
         train=Examples(arrays["train_x"], arrays["train_y"]),
         validation=Examples(arrays["validation_x"], arrays["validation_y"]),
         **entry.metadata,
+        content=entry.content,
     )
 
 

@@ -12,6 +12,7 @@ from service import database
 from service.cli.console import err, out, print_plain
 from service.cli.options import Context, option
 from service.database import embedded, schema
+from service.errors import DatabaseError
 from service.workers import presence
 
 
@@ -62,7 +63,7 @@ def check(context: Context) -> None:
 @click.pass_obj
 def url(context: Context, password: bool) -> None:
     """Print the URL that Optuna's own tools take as --storage."""
-    whole = database.database_url_for_stock(database.resolve_url(context.settings))
+    whole = stock_url(context)
     shown, secret = split_password(whole)
     print_plain(whole if password else shown)
     if secret is not None and not password:
@@ -74,11 +75,20 @@ def url(context: Context, password: bool) -> None:
 @click.pass_obj
 def env(context: Context) -> None:
     """Print variables for Optuna's own tools: eval "$(studyhall db env)"."""
-    whole = database.database_url_for_stock(database.resolve_url(context.settings))
+    whole = stock_url(context)
     shown, secret = split_password(whole)
     print_plain(f"export OPTUNA_STORAGE={shlex.quote(shown)}")
     if secret is not None:
         print_plain(f"export PGPASSWORD={shlex.quote(secret)}")
+
+
+def stock_url(context: Context) -> str:
+    """The URL for Optuna's own tools, with its password; it leads them to our schema."""
+    url = database.resolve_url(context.settings)
+    try:
+        return database.database_url_for_stock(url, schema=database.stock_schema(url))
+    except DatabaseError:  # the URL can be printed although nobody answers there
+        return database.database_url_for_stock(url)
 
 
 def split_password(url: str) -> tuple[str, str | None]:

@@ -65,10 +65,10 @@ def parameters(params: Mapping[str, Any]) -> str:
     )
 
 
-def best_line(best: Best | None, monitor: str | None) -> str:
-    """The best trial in one line."""
+def best_line(best: Best | None, monitor: str | None, complete: int = 0) -> str:
+    """The best trial in one line; without one, whether any trial is complete."""
     if best is None:
-        return "no trial is complete yet"
+        return "no feasible trial is complete yet" if complete else "no trial is complete yet"
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
     return (
         f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}"
@@ -91,17 +91,20 @@ def status(progress: Progress, monitor: str | None) -> RenderableType:
         ", with no worker" if progress.state == "running" and not progress.workers else "",
     )
     counts = (
-        f"{progress.finished}/{'?' if total is None else total} trials: "
+        f"{progress.count_line}: "
         f"{progress.complete} complete, {progress.pruned} pruned, {progress.failed} failed, "
         f"{progress.running} running, {progress.interrupted} interrupted"
         f"{f', {progress.waiting} waiting' if progress.waiting else ''}; "
         f"{progress.workers} workers, ETA {duration(progress.eta_seconds)}"
     )
     bar = ProgressBar(
-        total=total or max(1, progress.finished), completed=progress.finished, width=60
+        total=total or max(1, progress.finished),
+        completed=max(0, progress.finished - progress.added),
+        width=60,
     )
+    best = best_line(progress.best, monitor, progress.complete)
     grid = Table.grid()
-    for line in (head, bar, Text(counts), Text(best_line(progress.best, monitor))):
+    for line in (head, bar, Text(counts), Text(best)):
         grid.add_row(line)
     if progress.data is not None:
         grid.add_row(Text(data_line(progress.data)))
@@ -117,7 +120,7 @@ def studies(rows: Iterable[Progress]) -> Table:
         table.add_row(
             Text(visible(row.study)),
             f"{row.state}, no worker" if row.state == "running" and not row.workers else row.state,
-            f"{row.finished}/{total}",
+            f"{row.finished}/{total}" if not row.added else f"{row.begun}/{total} +{row.added}",
             str(row.complete),
             str(row.pruned),
             str(row.failed),
@@ -138,7 +141,7 @@ def trials(records: list[dict[str, Any]]) -> Table:
         table.add_row(
             str(row["number"]),
             row["state"],
-            "-" if row["value"] is None else f"{row['value']:.6g}{mark(row['synthetic'])}",
+            _value(row),
             "-" if row["epoch"] is None else str(row["epoch"]),
             duration(row["duration_seconds"]),
             str(row["attempts"]),
@@ -147,6 +150,13 @@ def trials(records: list[dict[str, Any]]) -> Table:
             Text(visible(row["worker"] or "-")),
         )
     return table
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return "-"
+    infeasible = "" if row["feasible"] else " infeasible"
+    return f"{row['value']:.6g}{mark(row['synthetic'])}{infeasible}"
 
 
 def _cause(row: Mapping[str, Any]) -> str:
@@ -159,7 +169,7 @@ def _cause(row: Mapping[str, Any]) -> str:
 def trials_csv(records: list[dict[str, Any]]) -> str:
     """Trials as CSV: parameters in columns ``params_…``, the reported values as their count."""
     names = sorted({name for row in records for name in row["params"]})
-    nested = ("params", "intermediate_values", "history")
+    nested = ("params", "constraints", "intermediate_values", "history")
     plain = [key for key in records[0] if key not in nested] if records else ["number"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

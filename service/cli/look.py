@@ -94,7 +94,9 @@ def best(context: Context, name: str, as_json: bool) -> None:
     study = context.hall().study(name)
     trial = study.best
     if trial is None:
-        raise WorkFailed(f"no trial of study {name!r} is complete yet")
+        complete = study.progress().complete
+        which = f"feasible, of {complete} that are complete" if complete else "complete yet"
+        raise WorkFailed(f"no trial of study {name!r} is {which}")
     if as_json:
         print_plain(display.to_json(trial.to_json()))
     else:

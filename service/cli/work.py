@@ -144,8 +144,8 @@ def _conclude_finished(name: str, progress: Progress, resume: str) -> None:
             f"the {what} of study {name!r} is spent and no trial is complete; "
             f"see why: studyhall trials {quoted} (with whole tracebacks: --format json)"
         )
-    total = f"{progress.finished} of {progress.n_trials or progress.finished} trials"
-    spent, more = f"the budget is spent ({total})", f"--trials {2 * progress.finished}"
+    total = f"{progress.begun} of {progress.n_trials or progress.begun} trials"
+    spent, more = f"the budget is spent ({total})", f"--trials {2 * progress.begun}"
     if progress.late:
         spent, more = f"the study's time is over ({total})", "--timeout 1h"
     out.print(

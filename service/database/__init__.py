@@ -12,6 +12,7 @@ from service.database.engine import (
     reachable,
     reason,
     resolve_url,
+    stock_schema,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "reachable",
     "reason",
     "resolve_url",
+    "stock_schema",
 ]

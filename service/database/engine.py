@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.pool import NullPool
 
 from service.database import embedded
-from service.errors import DatabaseError
+from service.errors import ConfigurationError, DatabaseError
 from service.settings import Settings, normalize_url
 
 NETWORK: dict[str, Any] = {
@@ -41,6 +43,14 @@ By default, PostgreSQL overestimates the cost of a plan while it has no statisti
 the plan at every call. It also makes a new plan for each call's arguments, which takes longer than
 the statement itself (docs/benchmarks.md).
 """
+
+OPTUNAS_SCHEMA = "public"
+"""The schema of Optuna's tables, whatever search_path the role or the database has.
+
+Ours are in the schema "service", of which a database has one, so it has one set of Optuna's too.
+"""
+
+SEARCH_PATH = re.compile(r"(?:-c\s*|--)search[_-]path\s*=\s*(\S*)", re.IGNORECASE)
 
 CURES = {
     "password": "check the user and the password in STUDYHALL_DATABASE_URL",
@@ -96,14 +106,24 @@ def engine_options(
 ) -> dict[str, Any]:
     """The arguments that :func:`create_engine` passes to SQLAlchemy; Optuna's `engine_kwargs`.
 
-    Options in the URL (``?connect_timeout=3``) take precedence.
+    Options in the URL (``?connect_timeout=3``) take precedence, but for the search path.
+
+    Raises:
+        ConfigurationError: The URL sets another search path.
     """
     query = normalize_url(full_url(url)).query
     limits = LIMITS if bounded else dict.fromkeys(LIMITS, "0")
-    server_settings = {"timezone": "UTC", **PLANS, **limits}
+    server_settings = {"timezone": "UTC", "search_path": OPTUNAS_SCHEMA, **PLANS, **limits}
     flags = [f"-c {name}={value}" for name, value in server_settings.items()]
-    url_flags = query.get("options", "")
-    flags += [url_flags] if isinstance(url_flags, str) else url_flags
+    url_flags = _flags(query)
+    for path in re.findall(SEARCH_PATH, " ".join(url_flags)):
+        if path.strip("'\"") != OPTUNAS_SCHEMA:
+            raise ConfigurationError(
+                f"the database URL sets search_path to {path}, but studyhall works with Optuna's "
+                f"tables in the schema {OPTUNAS_SCHEMA!r}: leave search_path out of the URL, and "
+                "choose a database instead of a schema"
+            )
+    flags += url_flags
     client_settings = {**NETWORK, "application_name": application_name}
     connect_args = {name: value for name, value in client_settings.items() if name not in query}
     return {
@@ -112,6 +132,27 @@ def engine_options(
         "max_overflow": max_overflow,
         "connect_args": connect_args | {"options": " ".join(flags).strip()},
     }
+
+
+def _flags(query: Mapping[str, str | tuple[str, ...]]) -> list[str]:
+    """The server settings in a URL's ``options``."""
+    flags = query.get("options", "")
+    return [flags] if isinstance(flags, str) else [*flags]
+
+
+def stock_schema(url: str | URL) -> str | None:
+    """The schema in which stock Optuna works with this URL; None: the role has none.
+
+    Raises:
+        DatabaseError: The server cannot be reached.
+    """
+    parsed = normalize_url(full_url(url))
+    options = {name: value for name, value in NETWORK.items() if name not in parsed.query}
+    engine = sqlalchemy.create_engine(parsed, poolclass=NullPool, connect_args=options)
+    with reachable(engine) as connection:
+        asked = sqlalchemy.text("SELECT current_schema()")
+        schema: str | None = connection.execute(asked).scalar_one()
+        return schema
 
 
 @contextmanager
@@ -183,9 +224,18 @@ def resolve_url(settings: Settings) -> str:
     return settings.database_url or embedded.start(settings.home)
 
 
-def database_url_for_stock(url: str | URL) -> str:
-    """The URL in the form that Optuna's own command and dashboard accept, with its password."""
-    return full_url(normalize_url(full_url(url)))
+def database_url_for_stock(url: str | URL, *, schema: str | None = OPTUNAS_SCHEMA) -> str:
+    """The URL in the form that Optuna's own command and dashboard accept, with its password.
+
+    Args:
+        url: The database.
+        schema: The answer of `stock_schema`; for another one than ours the URL sets our path.
+    """
+    parsed = normalize_url(full_url(url))
+    if schema != OPTUNAS_SCHEMA:
+        flags = " ".join([*_flags(parsed.query), f"-csearch_path={OPTUNAS_SCHEMA}"])
+        parsed = parsed.update_query_dict({"options": flags.strip()})
+    return full_url(parsed)
 
 
 def full_url(url: str | URL) -> str:

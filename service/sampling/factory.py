@@ -1,4 +1,4 @@
-"""Samplers and pruners by name, a new one for every trial.
+"""Samplers and pruners by name: a new sampler for every trial, a pruner for every worker.
 
 A sampler is seeded from the study's seed and the trial's number: no two trials of a study draw
 from the same stream, whichever worker runs them, and a resumed study never repeats its first
@@ -59,6 +59,12 @@ UNPICKLING = ("CmaEsSampler",)
 
 SHARED_SEED = ("GridSampler", "QMCSampler")
 
+TAKING_TURNS = ("BruteForceSampler", "GridSampler", "QMCSampler")
+"""Samplers that choose what no other trial has, running ones included."""
+
+NESTED = ("base_sampler", "independent_sampler")
+"""Arguments of samplers that are samplers; a spec has their names."""
+
 
 def parse_arguments(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:
     """``("n_startup_trials=20",)`` as a dict; a value that is not JSON is a text.
@@ -98,6 +104,13 @@ def unpickles(name: str) -> bool:
         return any(cls.__name__ in UNPICKLING for cls in sampler_class(name)[0].__mro__)
     except ConfigurationError:
         return False  # there is no such sampler, as whoever makes it will say
+
+
+def takes_turns(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether no two trials of a study may be sampled at the same moment."""
+    names = [name, *(arguments[key] for key in NESTED if isinstance(arguments.get(key), str))]
+    classes = [cls.__name__ for each in names for cls in sampler_class(each)[0].__mro__]
+    return any(name in TAKING_TURNS for name in classes)
 
 
 def pruner_class(name: str) -> tuple[type[BasePruner], dict[str, Any]]:
@@ -160,6 +173,11 @@ def make_sampler(
                 """add --sampler-arg 'search_space={"lr": [0.1, 0.01]}'"""
             )
         given["search_space"] = grid()
+    for key in NESTED:
+        if isinstance(inner := given.get(key), str):
+            if unpickles(inner):
+                raise ConfigurationError(f"{inner!r} cannot be the {key} of another sampler")
+            given[key] = make_sampler(inner, {}, seed, number, grid)
     if "seed" in inspect.signature(cls).parameters and "seed" not in given:
         given["seed"] = seed if cls.__name__ in SHARED_SEED else trial_seed(seed, number)
     return _make("sampler", cls, given)  # type: ignore[no-any-return]

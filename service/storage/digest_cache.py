@@ -72,7 +72,7 @@ class DigestCache:
             return False
         if self.best is None:
             return True
-        new, old = _rank(digest.values[0]), _rank(self.best.values[0])
+        new, old = rank(digest.values[0]), rank(self.best.values[0])
         if new == old:
             return digest.number < self.best.number
         return (new > old) == (self.directions[0] == StudyDirection.MAXIMIZE)
@@ -92,6 +92,6 @@ class DigestCache:
         return found
 
 
-def _rank(value: float) -> tuple[bool, bool, float]:
+def rank(value: float) -> tuple[bool, bool, float]:
     """The order of values in stock: as PostgreSQL's, NaN stands above finite numbers."""
     return value == math.inf, math.isnan(value), 0.0 if math.isnan(value) else value

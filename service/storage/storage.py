@@ -98,6 +98,10 @@ class StudyStorage(TrialStore):
                 finally:
                     self._lock.release()
 
+    def watch(self, study_id: int) -> None:
+        """Write the suggestions for this study's trials one by one from now on."""
+        self._watching.add(study_id)
+
     def forget_waiting(self, trial_id: int) -> None:
         """Drop what waits to be written to a leased trial, because it cannot be written."""
         if leased := self._leased.get(trial_id):
@@ -259,7 +263,7 @@ class StudyStorage(TrialStore):
     def _is_watched(self, leased: LeasedTrial, name: str) -> bool:
         """Whether other workers' samplers need a parameter or a note at once.
 
-        An announcement waits, and so does what it announces: TPE and GP do without for a second.
+        TPE's announcement waits, and so does what it announces: TPE does without for a second.
         """
         if leased.lease.study_id not in self._watching:
             return False
@@ -279,7 +283,7 @@ class StudyStorage(TrialStore):
         ):
             # This sampler looks at what runs. The other workers have the same sampler, and must
             # see what this one suggests: from now on nothing waits.
-            self._watching.add(study_id)
+            self.watch(study_id)
         return super().get_all_trials(study_id, deepcopy, states)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+from collections.abc import Sequence
 
 import optuna
 from optuna.study import StudyDirection
@@ -128,7 +130,8 @@ class Hall:
 
         Raises:
             ConfigurationError: Sampler, pruner or objective cannot be made from the spec; the
-                name is invalid, or plain Optuna has a study with trials of that name.
+                name is invalid, or plain Optuna has a study of that name that has trials or
+                other directions.
         """
         check_name(name)
         spec.check()
@@ -151,6 +154,7 @@ class Hall:
             direction=StudyDirection[spec.direction.upper()],
             load_if_exists=True,
         )
+        refuse_other_directions(name, study.directions, spec.direction)
         row = insert(StudyRow).values(
             study_id=study._study_id,
             spec=spec.to_json(),
@@ -173,6 +177,27 @@ class Hall:
         more = f" and {len(known) - 10} more" if len(known) > 10 else ""
         listed = ", ".join(known[-10:]) or "none yet"
         return f"there is no study {name!r}; {hint}studies here: {listed}{more}"
+
+
+def refuse_other_directions(name: str, directions: Sequence[StudyDirection], wanted: str) -> None:
+    """Refuse a study of plain Optuna whose directions are not the one of the spec.
+
+    Raises:
+        ConfigurationError: It has another direction, or several objectives.
+    """
+    found = [direction.name.lower() for direction in directions]
+    delete = f"optuna delete-study --study-name {shlex.quote(name)}"
+    cure = f"choose another --study, or delete it: {delete}"
+    if len(found) > 1:
+        raise ConfigurationError(
+            f"the study {name!r} was made by plain Optuna with {len(found)} objectives "
+            f"({', '.join(found)}), and studyhall optimizes one ({wanted}): {cure}"
+        )
+    if found != [wanted]:
+        raise ConfigurationError(
+            f"the study {name!r} was made by plain Optuna with the direction {found[0]}, and this "
+            f"objective's is {wanted}: {cure}"
+        )
 
 
 def check_name(name: str) -> None:

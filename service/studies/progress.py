@@ -16,6 +16,7 @@ class Progress:
     Attributes:
         state: ``new``, ``running``, ``stopped`` or ``finished``.
         n_trials: The budget; None where only the wall-clock limits the study.
+        begun: Trials that workers have begun; these the budget counts.
         running: RUNNING trials that are not interrupted, leased or not.
         interrupted: RUNNING trials whose lease has expired or was released.
         workers: Worker processes that were heard of lately.
@@ -42,6 +43,7 @@ class Progress:
     remaining: int | None = None
     stop_reason: str | None = None
     late: bool = False
+    begun: int = 0
 
     @property
     def synthetic(self) -> bool:
@@ -53,15 +55,28 @@ class Progress:
         """Trials that have ended, well or not."""
         return self.complete + self.pruned + self.failed
 
+    @property
+    def added(self) -> int:
+        """Trials that plain Optuna has added or begun; the budget does not count them."""
+        return max(0, self.finished + self.running + self.interrupted - self.begun)
+
+    @property
+    def count_line(self) -> str:
+        """How many trials have ended, and how much of the budget that is."""
+        total = "?" if self.n_trials is None else self.n_trials
+        if not self.added:
+            return f"{self.finished}/{total} trials"
+        budget = f"{self.begun}/{total} of the budget"
+        return f"{self.finished} trials, {budget}, {self.added} added by plain Optuna"
+
     def to_json(self) -> dict[str, Any]:
         """The object that ``studyhall status --json`` prints."""
         best = None if self.best is None else self.best.to_json()
         return {**self.__dict__, "best": best, "synthetic": self.synthetic}
 
     def __str__(self) -> str:
-        total = "?" if self.n_trials is None else self.n_trials
         line = (
-            f"{self.study}: {self.state}, {self.finished}/{total} trials "
+            f"{self.study}: {self.state}, {self.count_line} "
             f"({self.complete} complete, {self.pruned} pruned, {self.failed} failed, "
             f"{self.running} running, {self.interrupted} interrupted), {self.workers} workers"
         )
@@ -133,6 +148,7 @@ def progress(name: str, snapshot: Snapshot, best: Best | None) -> Progress:
         remaining=_remaining(row),
         stop_reason=row.stop_reason,
         late=is_late(row),
+        begun=row.n_claimed,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from service.errors import UnknownStudy
+from service.storage.digest_cache import rank
 
 PROGRESS = """-- Counts of new trials; the study's budget, leases and workers.
     WITH read AS (
@@ -55,22 +56,48 @@ PROGRESS = """-- Counts of new trials; the study's budget, leases and workers.
       FROM counts, last, leased, present,
            service.studies s LEFT JOIN best ON true
      WHERE s.study_id = :study_id"""
-BEST = """-- The best of the complete trials; the first of equals.
-    SELECT t.trial_id, t.number, v.value
-      FROM {trials} t JOIN public.trial_values v ON v.trial_id = t.trial_id
-     WHERE t.state = 'COMPLETE' AND v.objective = 0 AND v.value_type = 'FINITE' {of_study}
-     ORDER BY v.value {order}, t.number LIMIT 1"""
+BEST = """-- The best of the complete trials, in Optuna's order of values; the first of equals.
+    SELECT trial_id, number, value FROM (
+        ({lowest}) UNION ALL ({finite}) UNION ALL ({highest})) kinds
+     ORDER BY place {order} LIMIT 1"""
+BEST_OF_KIND = """SELECT t.trial_id, t.number, {value} AS value, {place} AS place
+          FROM {trials} t JOIN public.trial_values v ON v.trial_id = t.trial_id
+         WHERE t.state = 'COMPLETE' AND v.objective = 0 AND {of_kind} {of_study}
+         ORDER BY {by} t.number LIMIT 1"""
 
 
 def best_of_study(maximize: bool) -> str:
     """The statement that finds a study's best trial, by the index on all values."""
-    order, of_study = "DESC" if maximize else "ASC", "AND t.study_id = :study_id"
-    return BEST.format(trials="public.trials", of_study=of_study, order=order)
+    return _best("public.trials", "AND t.study_id = :study_id", maximize)
 
 
 def best_of_new(maximize: bool) -> str:
     """The statement that finds the best of the trials in ``read``."""
-    return BEST.format(trials="read", of_study="", order="DESC" if maximize else "ASC")
+    return _best("read", "", maximize)
+
+
+def _best(trials: str, of_study: str, maximize: bool) -> str:
+    """The statement over these trials; Optuna stores an infinite value as NULL and its sign."""
+    order = "DESC" if maximize else "ASC"
+
+    def kind(place: int, name: str, value: str) -> str:
+        finite = value == "v.value"
+        only = f"v.value_type = '{name}'" + ("" if finite else " AND v.value IS NULL")
+        return BEST_OF_KIND.format(
+            trials=trials,
+            of_study=of_study,
+            value=value,
+            place=place,
+            of_kind=only,
+            by=f"v.value {order}," if finite else "",
+        )
+
+    return BEST.format(
+        lowest=kind(-1, "INF_NEG", "float8 '-Infinity'"),
+        finite=kind(0, "FINITE", "v.value"),
+        highest=kind(1, "INF_POS", "float8 'Infinity'"),
+        order=order,
+    )
 
 
 @dataclass
@@ -81,7 +108,7 @@ class Counts:
         seconds: The sum of the durations of complete and pruned trials.
         after: Every trial with an id up to this one has been read.
         unfinished: Ids of the read trials that were unfinished.
-        best: Id, number and value of the best trial.
+        best: Id, number and value of the best trial, feasible or not.
     """
 
     complete: int = 0
@@ -113,8 +140,10 @@ def _better(
     one: tuple[int, int, float], other: tuple[int, int, float], maximize: bool
 ) -> tuple[int, int, float]:
     """The better of two trials; of equals, the one with the lower number."""
-    sign = -1 if maximize else 1
-    return min(one, other, key=lambda trial: (sign * trial[2], trial[1]))
+    first, second = sorted((one, other), key=lambda trial: trial[1])
+    if rank(first[2]) == rank(second[2]):
+        return first
+    return second if (rank(second[2]) > rank(first[2])) == maximize else first
 
 
 @dataclass(frozen=True)

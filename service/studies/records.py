@@ -9,11 +9,19 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
+from service.storage.constraints import constraints, is_feasible
+
 ATTEMPTS = text(
     """-- All attempts of a study; those of one trial stand together, the first one first.
     SELECT trial_id, attempt, worker, host, device, started_at, ended_at,
            first_epoch, epochs, cause, detail
       FROM service.attempts WHERE study_id = :study_id ORDER BY trial_id, attempt"""
+)
+
+INTERRUPTED = text(
+    """-- Trials that another worker may take over: the rule of `studyhall status`.
+    SELECT trial_id FROM service.leases
+     WHERE study_id = :study_id AND expires_at <= clock_timestamp()"""
 )
 
 
@@ -52,18 +60,38 @@ def read_attempts(connection: Connection, study_id: int) -> dict[int, list[Attem
     return attempts
 
 
+def read_interrupted(connection: Connection, study_id: int) -> set[int]:
+    """Optuna's ids of the trials whose lease has expired or was released."""
+    return {*connection.execute(INTERRUPTED, {"study_id": study_id}).scalars()}
+
+
 def record(
-    trial: FrozenTrial, attempts: list[Attempt], direction: str, *, synthetic: bool = False
+    trial: FrozenTrial,
+    attempts: list[Attempt],
+    direction: str,
+    *,
+    has_expired: bool = False,
+    synthetic: bool = False,
 ) -> dict[str, Any]:
-    """One trial as a dict of JSON values; `synthetic`: its data are generated."""
+    """One trial as a dict of JSON values.
+
+    Args:
+        trial: The trial.
+        attempts: Its attempts, the first one first.
+        direction: ``maximize`` or ``minimize``.
+        has_expired: Whether its lease has expired or was released.
+        synthetic: Whether its data are generated.
+    """
     last = attempts[-1] if attempts else None
-    interrupted = trial.state == TrialState.RUNNING and last is not None and last.ended_at
+    interrupted = trial.state == TrialState.RUNNING and has_expired
     duration = trial.duration
     return {
         "number": trial.number,
         "state": "interrupted" if interrupted else trial.state.name.lower(),
         "value": trial.values[0] if trial.values else None,
         "synthetic": synthetic,
+        "constraints": constraints(trial.system_attrs),
+        "feasible": is_feasible(trial.system_attrs),
         "epoch": best_epoch(trial, trial.values[0] if trial.values else None, direction),
         "params": trial.params,
         "intermediate_values": trial.intermediate_values,

@@ -8,17 +8,26 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine, text
 
 from service.errors import ConfigurationError, DataMismatch
 from service.sampling import factory
 from service.settings import Settings
+from service.storage.constraints import is_infeasible
+from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
 from service.studies import progress, registry
+from service.studies.feasible import FeasibleTrials
 from service.studies.progress import Best, Progress
 from service.studies.progress_reader import ProgressReader, best_of_study
-from service.studies.records import Attempt, best_epoch, read_attempts, record
+from service.studies.records import (
+    Attempt,
+    best_epoch,
+    read_attempts,
+    read_interrupted,
+    record,
+)
 from service.studies.spec import Budget, Spec, refuse_contradictions
 
 if TYPE_CHECKING:
@@ -80,6 +89,8 @@ class Study:
         self.uid = uid
         self.spec = spec
         self._reader = ProgressReader(study_id, name, maximize=spec.direction == "maximize")
+        self._last_top: tuple[int, str] | None = None
+        self._is_top_infeasible = False
         self._last_best: Best | None = None
         self._data: dict[str, Any] | None = None
 
@@ -87,11 +98,15 @@ class Study:
         return f"<Study {self.progress()}>"
 
     @functools.cached_property
+    def _storage(self) -> StudyStorage:
+        return StudyStorage(self._engine)
+
+    @functools.cached_property
     def optuna(self) -> optuna.Study:
         """The `optuna.Study` on the same storage, with everything that Optuna offers."""
         return optuna.load_study(
             study_name=self.name,
-            storage=StudyStorage(self._engine),
+            storage=self._storage,
             sampler=factory.make_sampler("random", {}, self.spec.seed, 0),
             pruner=self.spec.make_pruner(),
         )
@@ -101,27 +116,48 @@ class Study:
         silence = max(self._settings.lease_seconds, 5.0)
         with self._engine.connect() as connection:
             snapshot = self._reader.read(connection, silence)
-        best = snapshot.counts.best
-        return progress.progress(self.name, snapshot, best and self._best(*best))
+        top = snapshot.counts.best
+        best = None if top is None else self._best(top[0], top[2])
+        return progress.progress(self.name, snapshot, best)
 
     @property
     def best(self) -> Best | None:
-        """The best complete trial; None while there is none."""
+        """The trial of ``optuna.Study.best_trial``; None if no feasible trial is complete."""
         statement = text(best_of_study(self._reader.maximize))
         with self._engine.connect() as connection:
             row = connection.execute(statement, {"study_id": self.study_id}).one_or_none()
-        return None if row is None else self._best(*row)
+        return None if row is None else self._best(row.trial_id, row.value)
 
-    def _best(self, trial_id: int, number: int, value: float) -> Best:
-        known = self._last_best
-        if known is not None and (known.number, known.value) == (number, value):
-            return known
-        trial = self.optuna._storage.get_trial(trial_id)
-        seed = factory.trial_seed(self.spec.seed, number)
+    def _best(self, trial_id: int, value: float) -> Best | None:
+        """The best trial, given the one that has the best value.
+
+        If that one is infeasible, the best feasible one is searched among the digests of all
+        trials, which this process reads once.
+        """
+        top = trial_id, repr(value)
+        if self._last_top != top:
+            trial = self._storage.get_trial(trial_id)
+            self._is_top_infeasible = is_infeasible(trial.system_attrs)
+            self._last_best = None if self._is_top_infeasible else self._make_best(trial, value)
+            self._last_top = top
+        if self._is_top_infeasible:
+            feasible = self._find_feasible()
+            if feasible is None:
+                self._last_best = None
+            elif self._last_best is None or self._last_best.number != feasible.number:
+                trial = self._storage.get_trial(feasible.trial_id)
+                self._last_best = self._make_best(trial, feasible.values[0])
+        return self._last_best
+
+    def _find_feasible(self) -> Digest | None:
+        """The best feasible trial."""
+        digests = self._storage.digest_cache(self.study_id)
+        return digests.derived(FeasibleTrials, FeasibleTrials.update).best
+
+    def _make_best(self, trial: FrozenTrial, value: float) -> Best:
+        seed = factory.trial_seed(self.spec.seed, trial.number)
         epoch = best_epoch(trial, value, self.spec.direction)
-        best = Best(number, value, trial.params, epoch, seed, self.is_synthetic())
-        self._last_best = best
-        return best
+        return Best(trial.number, value, trial.params, epoch, seed, self.is_synthetic())
 
     def is_synthetic(self) -> bool:
         """Whether the study's data are generated."""
@@ -158,9 +194,15 @@ class Study:
         attempts, synthetic = self.attempts(), self.is_synthetic()
         states = None if state is None else (TrialState[state.upper()],)
         trials = self.optuna.get_trials(deepcopy=False, states=states)
+        with self._engine.connect() as connection:
+            interrupted = read_interrupted(connection, self.study_id)
         return [
             record(
-                trial, attempts.get(trial._trial_id, []), self.spec.direction, synthetic=synthetic
+                trial,
+                attempts.get(trial._trial_id, []),
+                self.spec.direction,
+                has_expired=trial._trial_id in interrupted,
+                synthetic=synthetic,
             )
             for trial in trials[-limit if limit else 0 :]
         ]
@@ -187,7 +229,7 @@ class Study:
         """Undo a stop, or extend the budget.
 
         Args:
-            n_trials: The new total of trials, not the number to add.
+            n_trials: The new total of trials that workers begin, not the number to add.
             timeout: The new wall-clock limit, in seconds from now.
 
         Raises:
@@ -195,11 +237,10 @@ class Study:
         """
         Budget(n_trials, timeout)
         progress = self.progress()
-        begun = progress.finished + progress.running + progress.interrupted
-        if n_trials is not None and n_trials < begun:
+        if n_trials is not None and n_trials < progress.begun:
             raise ConfigurationError(
-                f"study {self.name!r} has begun {begun} trials already; its new total cannot be "
-                f"{n_trials}"
+                f"study {self.name!r} has begun {progress.begun} trials already; its new total "
+                f"cannot be {n_trials}"
             )
         if timeout is None and progress.late:
             raise ConfigurationError(
@@ -237,6 +278,13 @@ class Study:
                 f"here {here['fingerprint'][:16]} from {here['source']}, "
                 f"there {there['fingerprint'][:16]} from {there['source']}; "
                 f"pass the study's data with --data-dir, or choose another --study"
+            )
+        contents = here.get("content"), there.get("content")
+        if None not in contents and contents[0] != contents[1]:
+            raise DataMismatch(
+                f"the data here claim the fingerprint of study {self.name!r}, but their content "
+                f"differs from the study's: {here['source']} or a cache of it was changed; remove "
+                "the folder STUDYHALL_CACHE on the machine whose data are wrong"
             )
 
     def _execute(self, statement: Any, **parameters: Any) -> None:

@@ -8,6 +8,7 @@ import os
 
 import optuna
 from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
@@ -15,6 +16,7 @@ from service.artifacts.checkpoints import TrialCheckpoints
 from service.artifacts.store import Store
 from service.database.connection import is_refused_value
 from service.errors import ConfigurationError, DatabaseError, StaleLease, headline
+from service.sampling import factory
 from service.storage import leases
 from service.storage.leases import Lease
 from service.storage.storage import StudyStorage
@@ -33,6 +35,7 @@ from service.workers.stop_requests import (
     TrialTimeout,
 )
 from service.workers.trial import Checkpoint, Trial
+from service.workers.turn import Turn
 
 log = logging.getLogger("studyhall")
 
@@ -64,6 +67,9 @@ class TrialRunner:
         self._outage = Outage(hall.engine, hall.settings.database_patience, _announce)
         self._store = Store(hall.settings.artifact_store)
         self._pid = os.getpid()
+        spec = study.spec
+        turns = factory.takes_turns(spec.sampler, spec.sampler_arguments)
+        self._turn = Turn(hall.engine, study.study_id) if turns else None
 
     def run(self, lease: Lease) -> bool:
         """Run a trial; return whether this process has run out of memory.
@@ -85,6 +91,8 @@ class TrialRunner:
         except TrialInterrupted:
             self._release(lease, files, "preempted", None)
         finally:
+            if self._turn is not None:
+                self._turn.end()
             files.close()
         return False
 
@@ -94,6 +102,8 @@ class TrialRunner:
             self._storage.delete_reports(lease, step=saved.epoch + 1 if saved else 0)
             where = f"after epoch {saved.epoch}" if saved else "from the beginning"
             log.info("trial %d: taken over %s, attempt %d", lease.number, where, lease.attempt)
+        if self._turn is not None:
+            self._storage.watch(lease.study_id)
         return Trial(
             self._optuna_study(lease.number),
             lease.trial_id,
@@ -101,17 +111,23 @@ class TrialRunner:
             self._stop_requests,
             self._outage,
             Checkpoint(files, saved),
+            self._turn,
         )
 
     def _optuna_study(self, number: int) -> optuna.Study:
         spec, study = self._study.spec, self._loaded_study
         study.sampler = spec.sampler_for(number, self._objective)
-        study.pruner = spec.make_pruner()
+        study.pruner = self._pruner
         # Samplers that have tried everything, and objectives, may call study.stop().
         study._stop_flag = False
         study._thread_local.in_optimize_loop = True
         study._thread_local.cached_all_trials = None
         return study
+
+    @functools.cached_property
+    def _pruner(self) -> BasePruner:
+        """One for all trials: Hyperband's knows its brackets only after its first decision."""
+        return self._study.spec.make_pruner()
 
     @functools.cached_property
     def _loaded_study(self) -> optuna.Study:
@@ -167,7 +183,8 @@ class TrialRunner:
         """End the trial; if what it has left to write is refused, it fails for that reason."""
         try:
             self._storage.set_cause(outcome.cause, outcome.detail)
-            trial.study.tell(trial, outcome.value, outcome.state)
+            with trial.taking_turns():  # its sampler may stop the study if no point is left
+                trial.study.tell(trial, outcome.value, outcome.state)
             return outcome
         except Exception as error:
             if isinstance(error, KeyError) or not is_refused_value(error):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 
 import optuna
+from optuna.distributions import BaseDistribution
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.artifacts.checkpoints import SavedState, TrialCheckpoints
@@ -17,6 +19,7 @@ from service.workers.stop_requests import (
     TrialInterrupted,
     TrialTimeout,
 )
+from service.workers.turn import Turn
 
 
 class Checkpoint:
@@ -55,6 +58,7 @@ class Trial(optuna.Trial):
         stop_requests: What may end the trial.
         outage: Measures outages of the database.
         checkpoint: See Attributes.
+        turn: Keeps other trials from sampling at the same moment; None: the sampler needs none.
 
     Attributes:
         checkpoint: `Checkpoint`: the training state of this trial.
@@ -69,14 +73,29 @@ class Trial(optuna.Trial):
         stop_requests: StopRequests,
         outage: Outage,
         checkpoint: Checkpoint,
+        turn: Turn | None = None,
     ) -> None:
-        super().__init__(study, trial_id)
+        self._turn = turn
+        with self.taking_turns():
+            super().__init__(study, trial_id)
         self._stop_requests = stop_requests
         self._outage = outage
         self._seed = factory.trial_seed(study_seed, self.number)
         self._unwritten: dict[int, float] = {}
         self.checkpoint = checkpoint
         self.interrupted = False
+
+    def taking_turns(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, no other trial of the study gets parameters, if the sampler depends on that."""
+        return contextlib.nullcontext() if self._turn is None else self._turn
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.end()
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        with self.taking_turns():
+            return super()._suggest(name, distribution)
 
     @property
     def seed(self) -> int:
@@ -103,6 +122,7 @@ class Trial(optuna.Trial):
         Raises:
             DatabaseError: The outage has lasted too long.
         """
+        self._end_turn()
         known = self._cached_frozen_trial.intermediate_values
         if known.get(step) == value:
             return
@@ -129,6 +149,7 @@ class Trial(optuna.Trial):
             StudyTimeout: The study's wall-clock is spent.
             TrialTimeout: The trial's own wall-clock is spent.
         """
+        self._end_turn()
         if self.should_stop() or self._stop_requests.leave_after_epoch:
             self.interrupted = True
             raise TrialInterrupted(f"trial {self.number} is interrupted")

@@ -234,6 +234,37 @@ def test_resume_refuses_a_total_below_the_trials_begun(shell: Shell) -> None:
     assert "is finished; there is nothing to stop" in shell("stop", "r").stdout
 
 
+def test_a_resumed_total_does_not_count_imported_trials(shell: Shell) -> None:
+    url = shell("db", "url").stdout.strip()
+    shell("run", "stubs:quick", "--study", "r", "--trials", "2", "--workers", "1")
+    theirs = optuna.load_study(study_name="r", storage=url)
+    for value in (1.0, 2.0, 3.0):
+        theirs.add_trial(optuna.trial.create_trial(value=value))
+    done = shell("resume", "r", "--trials", "3", "--workers", "1")
+    assert "the budget is spent (3 of 3 trials)" in done.stdout
+    assert "6 trials, 3/3 of the budget, 3 added by plain Optuna: 6 complete" in done.stdout
+    assert shell.json("status", "r", "--json")["begun"] == 3
+    assert "3/3 +3" in shell("status").stdout
+
+
+def test_an_infeasible_trial_is_not_the_best(shell: Shell) -> None:
+    words = ["--trials", "8", "--workers", "1", "--sampler", "BruteForceSampler"]
+    shell("run", "stubs:constrained", "--study", "c", *words)
+    assert shell.json("best", "c", "--json")["value"] == 3.0
+    assert shell.json("status", "c", "--json")["best"]["value"] == 3.0
+    rows = shell.json("trials", "c", "--format", "json")
+    assert {row["value"]: row["feasible"] for row in rows} == {n: n >= 3 for n in range(1, 9)}
+    assert shell("trials", "c").stdout.count("infeasible") == 2
+
+    shell.environment["STUB_LEAST"] = "9"
+    shell("run", "stubs:constrained", "--study", "none", *words)
+    done = shell("best", "none", check=False)
+    assert done.returncode == 1
+    assert "no trial of study 'none' is feasible, of 8 that are complete" in done.stderr
+    assert "no feasible trial is complete yet" in shell("status", "none").stdout
+    assert shell.json("status", "none", "--json")["best"] is None
+
+
 def test_a_study_whose_time_is_over_ends_with_a_message(shell: Shell) -> None:
     words = ["--study", "l", "--timeout", "1s", "--trials", "9", "--workers", "1"]
     done = shell("run", "stubs:slow", *words, check=False)

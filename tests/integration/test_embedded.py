@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -19,7 +20,7 @@ import sqlalchemy
 from databases import temporary_folder
 
 from service import database
-from service.database import cluster, embedded, postgres
+from service.database import cluster, embedded, postgres, postmaster
 from service.errors import DatabaseError
 
 START_PROGRAM = """
@@ -189,6 +190,48 @@ def test_only_the_owner_can_reach_the_socket(home: Path) -> None:
     assert status.st_mode & 0o777 == 0o700
     assert (status.st_uid == os.getuid()) is not ROOT
     assert query(embedded.start(home), "SHOW listen_addresses") == ""
+
+
+def reaches(uid: int, path: str) -> bool:
+    """Whether a process of this account connects to a socket and gets an answer."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+                client.sendall(postmaster.SSL_REQUEST)
+                os._exit(0 if client.recv(1) in (b"N", b"S") else 1)
+        except PermissionError:
+            os._exit(13)
+        finally:
+            os._exit(99)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 13)
+    return code == 0
+
+
+@pytest.mark.skipif(not ROOT, reason="only root becomes another account")
+def test_other_accounts_of_the_machine_cannot_reach_the_socket(home: Path) -> None:
+    """Every folder above the cluster is open here: the cluster's own permissions keep them out."""
+    embedded.start(home)
+    folder = cluster.Folder(home)
+    for place in (home, folder.root):
+        place.chmod(0o755)
+    own = postgres.owner(folder.data)
+    assert own is not None
+    others = [54321, *(pwd.getpwnam(n).pw_uid for n in ("nobody", "postgres") if exists(n))]
+    path = f"{folder.data}/{postmaster.SOCKET}"
+    assert reaches(own.uid, path)
+    inside = f"/proc/{postmaster_pid(home)}/cwd/{postmaster.SOCKET}"
+    for uid in others:
+        assert uid == own.uid or not (reaches(uid, path) or reaches(uid, inside))
+
+
+def exists(name: str) -> bool:
+    return any(entry.pw_name == name for entry in pwd.getpwall())
 
 
 @pytest.mark.skipif(not ROOT, reason="permissions do not bind an owner")

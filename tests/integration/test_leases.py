@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from service import Budget, Hall, Spec, Study, database
+from service import Budget, Hall, Spec, Study, database, doctor
 from service.errors import StaleLease
 from service.storage import leases
 from service.storage.leases import Lease
@@ -212,3 +212,53 @@ def test_five_failures_in_a_row_stop_the_study(
     if stops:
         assert progress.failed == 5
         assert progress.stop_reason is not None and "no such layer" in progress.stop_reason
+
+
+@pytest.mark.parametrize(
+    ("state", "cause", "stops"),
+    [
+        (TrialState.COMPLETE, None, False),
+        (TrialState.PRUNED, None, False),
+        (TrialState.FAIL, "nan", True),
+        (TrialState.FAIL, "oom", True),
+        (TrialState.FAIL, "timeout", True),
+    ],
+)
+def test_only_success_ends_a_row_of_failures(
+    hall: Hall, study: Study, state: TrialState, cause: str | None, stops: bool
+) -> None:
+    storage = StudyStorage(hall.engine)
+    failure = (TrialState.FAIL, "error")
+    for end, why in [failure] * 4 + [(state, cause)] + [failure]:
+        lease = claim(study, hall)
+        assert lease is not None
+        storage.hold(lease)
+        values = [1.0] if end == TrialState.COMPLETE else None
+        storage.finish(lease, end, values, cause=why, detail="ValueError: wrong")
+    assert (study.progress().state == "stopped") is stops
+    assert (claim(study, hall) is None) is stops
+
+
+@pytest.mark.parametrize("how", ["expires", "its worker dies", "is released"])
+def test_a_trial_without_a_valid_lease_is_interrupted_wherever_it_is_shown(
+    hall: Hall, study: Study, how: str
+) -> None:
+    lease = claim(study, hall, "w1", OVER if how == "expires" else LONG)
+    other = claim(study, hall, "w2")
+    assert lease is not None and other is not None
+    if how == "its worker dies":
+        leases.expire_held_by(hall.engine, "w1")
+    elif how == "is released":
+        leases.release(hall.engine, lease, "preempted")
+    if how == "expires":  # the second claim has taken the first trial over
+        assert other.number == lease.number
+        assert [row["state"] for row in study.records()] == ["running"]
+        lease = claim(study, hall, "w3", OVER)
+        assert lease is not None
+    progress = study.progress()
+    assert (progress.running, progress.interrupted) == (1, 1)
+    shown = {row["number"]: row["state"] for row in study.records()}
+    assert shown == {lease.number: "interrupted", 1 - lease.number: "running"}
+    assert study.records(state="running") == study.records()
+    found = [row.problem for row in doctor.examine(hall.settings)]
+    assert any(f"its trial {lease.number} can be taken over now" in problem for problem in found)

@@ -97,6 +97,32 @@ def test_five_failures_in_a_row_stop_the_worker(hall: Hall) -> None:
     assert "ZeroDivisionError: the divisor was nought" in str(progress.stop_reason)
 
 
+def test_nan_between_failures_does_not_hide_them(hall: Hall) -> None:
+    study = new(hall, "failing_or_nan", 20)
+    work(hall, study)
+    causes = [row["cause"] for row in study.records()]
+    assert causes == ["error", "nan"] * 4 + ["error"]
+    assert study.progress().state == "stopped"
+    assert "5 trials failed in a row, the last one with" in str(study.progress().stop_reason)
+
+
+def test_a_budget_does_not_count_trials_that_plain_optuna_adds(hall: Hall) -> None:
+    study = new(hall, "quick", 2)
+    for value in (100.0, 200.0, 300.0):
+        study.optuna.add_trial(optuna.trial.create_trial(value=value))
+    study.optuna.ask()
+    work(hall, study)
+    progress = study.progress()
+    assert (progress.begun, progress.added, progress.finished) == (2, 4, 5)
+    assert "5 trials, 2/2 of the budget, 4 added by plain Optuna" in str(progress)
+    with pytest.raises(ConfigurationError, match="has begun 2 trials already"):
+        study.resume(n_trials=1)
+    study.resume(n_trials=3)
+    work(hall, study, "w2")
+    work(hall, study, "w3")
+    assert (study.progress().begun, len(study.optuna.trials)) == (3, 7)
+
+
 def test_a_value_that_is_no_number_fails_with_a_message(hall: Hall) -> None:
     study = new(hall, "no_number", 1)
     work(hall, study)
@@ -297,3 +323,17 @@ def test_optuna_reads_what_the_service_wrote(hall: Hall, database_url: str) -> N
     assert [trial.number for trial in stock.trials] == list(range(8))
     assert stock.best_value == study.progress().best.value  # type: ignore[union-attr]
     assert {trial.state for trial in stock.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def test_data_of_the_same_fingerprint_with_another_content_are_refused(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = new(hall, "cached")
+    monkeypatch.setenv("STUB_CONTENT", "one")
+    study.check_data(stubs.cached)
+    study.check_data(stubs.cached)
+    monkeypatch.setenv("STUB_CONTENT", "two")
+    with pytest.raises(DataMismatch, match="but their content differs"):
+        study.check_data(stubs.cached)
+    monkeypatch.delenv("STUB_CONTENT")
+    study.check_data(stubs.cached)  # read without a cache

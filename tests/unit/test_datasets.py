@@ -59,7 +59,7 @@ def test_the_stand_in_is_the_same_bytes_everywhere(
 
 def test_the_stand_in_says_that_it_is_one() -> None:
     data = cifar10_cnn.configured({}, data="synthetic").data()
-    assert data.keys() == {"name", "kind", "source", "fingerprint"}
+    assert data.keys() == {"name", "kind", "source", "fingerprint", "content"}
     assert (data["name"], data["kind"]) == ("CIFAR-10", "synthetic")
     assert data["source"] == "synthetic (generated)"
 

@@ -145,6 +145,38 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _forge(entry: Path) -> None:
+    """Change the arrays, and let the metadata say what belongs to the new ones."""
+    array = np.load(entry / "train_y.npy")
+    array[:] = array[::-1].copy()
+    about = json.loads((entry / "about.json").read_text())
+    about["sha256"]["train_y"] = cache._save(entry / "train_y.npy", array)
+    del about["seal"]
+    (entry / "about.json").write_text(json.dumps({**about, "seal": cache._seal(about)}))
+
+
+def test_a_forged_entry_has_another_content(data_dir: Path, entries_dir: Path) -> None:
+    before, again = _read(data_dir), _read(data_dir)
+    assert before.content is not None and before.content == again.content
+    whole = _as_bytes(before)
+    _forge(_entries(entries_dir)[0].parent)
+    forged = _read(data_dir)
+    assert _as_bytes(forged) != whole
+    assert forged.fingerprint == before.fingerprint
+    assert forged.content != before.content
+
+
+def test_the_content_is_that_of_the_arrays(data_dir: Path, entries_dir: Path) -> None:
+    """A cache that is made again has the same content, another split has another one."""
+    before = _read(data_dir).content
+    assert _read(data_dir, split_seed=1).content != before
+    shutil.rmtree(entries_dir)
+    assert _read(data_dir).content == before
+    shutil.rmtree(entries_dir)
+    entries_dir.write_text("a file where the folder should be")
+    assert _read(data_dir).content is None
+
+
 def test_other_files_and_other_splits_are_other_entries(data_dir: Path, entries_dir: Path) -> None:
     before = _read(data_dir).fingerprint
     assert _read(data_dir, split_seed=1).fingerprint != before

@@ -1,5 +1,7 @@
 -- End a leased trial, its lease and its attempt. Count failures of the objective's code
--- (p_failure_reason is set) until one trial succeeds, and stop the study at p_failure_limit.
+-- (p_failure_reason is set) until a trial is complete or pruned, and stop the study at
+-- p_failure_limit. Other failures (NaN, out of memory) neither count nor end the row: they do not
+-- show that the code works.
 -- A repeated call, whose first answer got lost on its way, returns the same answer.
 CREATE OR REPLACE FUNCTION service.finish_leased(
   p_trial int, p_token bigint, p_attempt int, p_state text,
@@ -37,6 +39,7 @@ BEGIN
      SET failures = CASE WHEN p_failure_reason IS NULL THEN 0 ELSE failures + 1 END,
          stop_reason = CASE WHEN p_failure_reason IS NOT NULL AND failures + 1 >= p_failure_limit
                             THEN coalesce(stop_reason, p_failure_reason) ELSE stop_reason END
-   WHERE study_id = study AND (p_failure_reason IS NOT NULL OR failures > 0);
+   WHERE study_id = study
+     AND (p_failure_reason IS NOT NULL OR failures > 0 AND p_state IN ('COMPLETE', 'PRUNED'));
   RETURN json_build_array('ok', ended);
 END $$;
