@@ -18,6 +18,10 @@ from proxy import CUTS, TARGETS, Deed, Proxy
 from service.database import embedded
 
 WEIGHTS = {"cut": 12, "suspend": 5, "kill": 3, "restart": 1, "kill pool": 0.3}
+AIMS = {(cut, target): 1 for cut in CUTS for target in TARGETS}
+"""How often each cut is aimed at each kind of statement."""
+AIMS |= {("stall", "finish"): 6, ("late", "delete"): 4, ("before", "write"): 3}
+AIMS |= {("after", "claim"): 3, ("after", "finish"): 3}
 PAUSE = (0.05, 0.6)
 """Seconds between two deeds, at least and at most."""
 RESTART_PAUSE = 6.0
@@ -98,7 +102,7 @@ class Adversary:
         self.wake(everyone=True)
 
     def _cut(self) -> None:
-        cut, target = self._chance.choice(CUTS), self._chance.choice(TARGETS)
+        cut, target = self._chance.choices([*AIMS], [*AIMS.values()])[0]
         leases = self._chance.uniform(1.1, 2.0) if cut == "stall" else self._chance.random()
         self._proxy.add(Deed(cut, target, leases * self._lease_seconds))
 

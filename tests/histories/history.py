@@ -82,14 +82,13 @@ class History:
                     pool.wait()
             cuts = sum(proxy.done.values())
         journals = map(read_journal, sorted((self.folder / "journals").glob("*.jsonl")))
-        output = "".join(path.read_text() for path in sorted(self.folder.glob("pool-*.log")))
         return Evidence(
             {process.pid: process for process in journals},
             proxy.statements,
             adversary.harms,
             cuts,
             read_tables(self.hall.engine, self.study.study_id),
-            output,
+            self._output(),
         )
 
     def _through(self, proxy: Proxy) -> str:
@@ -142,7 +141,10 @@ class History:
             time.sleep(0.1)
         codes = [pool.returncode for pool in self._pools]
         if any(codes):
-            raise RuntimeError(f"the pools ended with {codes}; see {self.folder}")
+            raise RuntimeError(f"the pools ended with {codes}:\n{self._output()[-4000:]}")
+
+    def _output(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("pool-*.log")))
 
 
 def make_exact(hall: Hall, study: Study, more: int) -> None:

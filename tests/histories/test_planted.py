@@ -89,7 +89,7 @@ PLANTS = {
             (f"{SQL}/claim.sql", "LIMIT 1 FOR UPDATE OF l SKIP LOCKED;", "LIMIT 1;"),
         ),
         (f"{STORMS}::test_an_interrupted_trial_is_taken_over_once",),
-        r"FAILED .*is_taken_over_once - assert",
+        r"test_storms\.py:\d+: AssertionError",
     ),
     "numbering without a lock": Plant(
         (
@@ -100,7 +100,7 @@ PLANTS = {
             ),
         ),
         (f"{STORMS}::test_trials_that_are_begun_at_once_are_numbered_without_gaps",),
-        r"FAILED .*numbered_without_gaps - AssertionError: s\d+",
+        r"AssertionError: s\d+",
     ),
     "the budget is read before the lock": Plant(
         (
@@ -111,7 +111,7 @@ PLANTS = {
             ),
         ),
         (f"{STORMS}::test_claims_at_once_spend_small_budgets_exactly",),
-        r"FAILED .*budgets_exactly - AssertionError: s\d+",
+        r"AssertionError: s\d+",
     ),
     "a digest is not rewritten": Plant(
         (
@@ -123,6 +123,28 @@ PLANTS = {
         ),
         HISTORY,
         r"digest: trial \d+",
+    ),
+    "the dead are called alive": Plant(
+        (
+            (
+                f"{SQL}/claim.sql",
+                "lease.attempt, 'lost', NULL);",
+                "lease.attempt, 'expired', NULL);",
+            ),
+        ),
+        HISTORY,
+        r"cause: the killed worker",
+    ),
+    "the cause of an end is not written": Plant(
+        (
+            (
+                f"{SQL}/finish_leased.sql",
+                "close_attempt(p_trial, p_attempt, p_cause, p_detail)",
+                "close_attempt(p_trial, p_attempt, NULL, NULL)",
+            ),
+        ),
+        HISTORY,
+        r"end: trial \d+ ended as FAIL .*, cause None",
     ),
     "a takeover deletes no reports": Plant(
         (

@@ -171,7 +171,7 @@ def test_an_interrupted_trial_is_taken_over_once(hall: Hall, database_url: str) 
 def write_until_stale(
     url: str, study_ids: list[int], barrier: Barrier, index: int, found: list[Any]
 ) -> None:
-    """Of each study's trial, one process writes with a lease that has expired; another takes it."""
+    """One process writes to a trial with a lease that has expired; another takes it over."""
     engine = database.create_engine(url)
     for round_, study_id in enumerate(study_ids):
         owner = round_ % PROCESSES

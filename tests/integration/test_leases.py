@@ -122,6 +122,16 @@ def test_a_deletion_that_a_network_delivers_late_deletes_no_new_reports(
     assert reports == {0: 1.0, 1: 1.0, 2: 1.0, 3: 2.0}
 
 
+def test_failing_a_worker_leaves_no_trial_without_a_lease(hall: Hall, study: Study) -> None:
+    """A network delivered a claim of the worker late: it has two leases, and knows one."""
+    running, unknown = claim(study, hall, "w1"), claim(study, hall, "w1", OVER)
+    assert running is not None and unknown is not None
+    leases.fail(hall.engine, "w1", "timeout", "it did not end in its time")
+    again = claim(study, hall, "w2")
+    assert again is not None and again.number == unknown.number
+    assert [row["state"] for row in study.records()] == ["fail", "running"]
+
+
 def test_an_expired_lease_that_nobody_took_can_be_renewed(hall: Hall, study: Study) -> None:
     lease = claim(study, hall, "w1", OVER)
     assert lease is not None
