@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "--histories": (1, "how many histories to play"),
+    "--history-seconds": (30.0, "length of each"),
+    "--history-seed": (1, "seed of the first adversary"),
+    "--history-workers": (6, "worker processes, in two pools"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("histories")
-    group.addoption("--histories", type=int, default=1, help="how many histories to play")
-    group.addoption("--history-seconds", type=float, default=30.0, help="length of each")
-    group.addoption("--history-seed", type=int, default=1, help="seed of the first adversary")
-    group.addoption(
-        "--history-workers", type=int, default=6, help="worker processes, in two pools"
-    )
+    for name, (default, meaning) in OPTIONS.items():
+        group.addoption(name, type=type(default), default=default, help=meaning)
+
+
+def option(config: pytest.Config, name: str) -> Any:
+    """The value of an option; its default where pytest was started for another folder."""
+    return config.getoption(name, OPTIONS[name][0])
+
+
+@pytest.fixture
+def history_seconds(pytestconfig: pytest.Config) -> float:
+    return float(option(pytestconfig, "--history-seconds"))
+
+
+@pytest.fixture
+def history_workers(pytestconfig: pytest.Config) -> int:
+    return int(option(pytestconfig, "--history-workers"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each history."""
     if "history_seed" in metafunc.fixturenames:
-        first = metafunc.config.getoption("--history-seed")
-        metafunc.parametrize(
-            "history_seed", range(first, first + metafunc.config.getoption("--histories"))
-        )
+        first = option(metafunc.config, "--history-seed")
+        count = option(metafunc.config, "--histories")
+        metafunc.parametrize("history_seed", range(first, first + count))

@@ -13,7 +13,8 @@ import time
 import optuna
 from recorder import RECORDER
 
-CHECKPOINT_EVERY = 3
+CHECKPOINT_EVERY = 8
+"""So rarely that a takeover mostly has reports to delete."""
 FAILS = (11, 5)
 """Trials whose number leaves this rest raise."""
 NANS = (13, 7)
@@ -23,7 +24,10 @@ OUT_OF_MEMORY = (29, 17)
 
 
 class HistoryObjective:
-    """Two to thirty steps of a few milliseconds, with everything that a step may do."""
+    """One to thirty steps of a few milliseconds, with everything that a step may do.
+
+    Some attempts are short, so that they end before the step that the attempt before has reached.
+    """
 
     def warm_up(self) -> None:
         """Called in worker processes only, before the worker is made."""
@@ -42,7 +46,8 @@ class HistoryObjective:
         values = list(state["values"])
         for epoch, value in enumerate(values):
             self._report(trial, value, epoch)
-        for epoch in range(len(values), len(values) + chance.randint(2, 30)):
+        steps = chance.randint(1, chance.choice([4, 30]))
+        for epoch in range(len(values), len(values) + steps):
             time.sleep(chance.uniform(0.005, 0.03))
             if epoch == 2:
                 trial.suggest_int("depth", 1, 1 + chance.randrange(8))

@@ -34,14 +34,17 @@ def server() -> Iterator[Path]:
 
 @pytest.mark.timeout(1800)
 def test_a_history_has_no_violation(
-    history_seed: int, server: Path, tmp_path: Path, pytestconfig: pytest.Config
+    history_seed: int,
+    history_seconds: float,
+    history_workers: int,
+    server: Path,
+    tmp_path: Path,
 ) -> None:
-    workers = pytestconfig.getoption("--history-workers")
     with temporary_database(embedded.start(server)) as url:
         schema.upgrade(url)
-        history = History(history_seed, server, url, tmp_path, workers)
+        history = History(history_seed, server, url, tmp_path, history_workers)
         began = time.monotonic()
-        evidence = history.play(pytestconfig.getoption("--history-seconds"))
+        evidence = history.play(history_seconds)
         print(f"\n{summary(history_seed, evidence, time.monotonic() - began)}")
         found = violations(evidence)
         assert not found, f"{len(found)} violations:\n" + "\n".join(found[:40])
