@@ -123,7 +123,7 @@ class Evidence:
         processes: The journals of the worker processes, by process id.
         statements: What the proxy has seen, in order.
         harms: What the adversary did to processes and server.
-        cuts: How many deeds were done to connections.
+        cuts: How many connections were cut or stalled.
         tables: The rows of the study in the database at the end, by the keys of `TABLES`.
         output: What the pools printed.
     """

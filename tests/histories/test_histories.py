@@ -67,7 +67,7 @@ def summary(seed: int, evidence: Evidence, seconds: float) -> str:
     ended = Counter(row.state for row in evidence.tables["trials"])
     return (
         f"history {seed}: {harms['kill']} kills, {harms['suspend']} suspensions, "
-        f"{evidence.cuts} cut connections, {harms['fast'] + harms['immediate']} restarts, "
+        f"{evidence.cuts} connections cut or stalled, {harms['fast'] + harms['immediate']} restarts, "
         f"{harms['kill pool']} pools killed; {reports} reports, {takeovers} takeovers, "
         f"{ended.total()} trials ({ended['COMPLETE']} complete, {ended['PRUNED']} pruned, "
         f"{ended['FAIL']} failed), {seconds:.0f} s"

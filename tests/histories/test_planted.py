@@ -54,7 +54,7 @@ PLANTS = {
             ),
         ),
         HISTORY,
-        r"one writer: a write",
+        r"one writer: a (write|delete) of trial",
     ),
     "finish without the token": Plant(
         (
