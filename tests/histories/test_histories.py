@@ -67,8 +67,9 @@ def summary(seed: int, evidence: Evidence, seconds: float) -> str:
     ended = Counter(row.state for row in evidence.tables["trials"])
     return (
         f"history {seed}: {harms['kill']} kills, {harms['suspend']} suspensions, "
-        f"{evidence.cuts} connections cut or stalled, {harms['fast'] + harms['immediate']} restarts, "
-        f"{harms['kill pool']} pools killed; {reports} reports, {takeovers} takeovers, "
+        f"{evidence.cuts} connections cut or stalled, "
+        f"{harms['fast'] + harms['immediate']} restarts, {harms['kill pool']} pools killed; "
+        f"{reports} reports, {takeovers} takeovers, "
         f"{ended.total()} trials ({ended['COMPLETE']} complete, {ended['PRUNED']} pruned, "
         f"{ended['FAIL']} failed), {seconds:.0f} s"
     )
