@@ -159,8 +159,8 @@ PLANTS = {
     ),
     "a late deletion deletes again": Plant(
         ((f"{SQL}/delete_reports.sql", "       AND a.first_epoch <> p_step;", ";"),),
-        HISTORY,
-        r"rows: trial \d+: lost: reports",
+        ("tests/integration/test_leases.py",),  # random histories see it at times
+        r"FAILED .*delivers_late_deletes_no_new_reports",
     ),
     "leases are taken over before they expire": Plant(
         (
