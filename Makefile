@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test lint types tests chaos fuzz compose-test bench-training bench-storage bench-plans lock clean
+.PHONY: help install run test lint types tests chaos histories fuzz compose-test bench-training bench-storage bench-plans lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ tests: $(INSTALLED) ## pytest, in three processes with a PostgreSQL each
 
 chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
 	$(BIN)/python -m pytest tests/chaos -s --trials 40 --workers 4 $(CHAOS)
+
+histories: $(INSTALLED) ## workers killed, suspended and cut off under a checker; planted bugs; slow
+	$(BIN)/python -m pytest tests/histories -s --histories 6 --history-seconds 60 $(HISTORIES)
 
 fuzz: $(INSTALLED) ## stock Optuna and ours, random operations and studies; slow; FUZZ_EXAMPLES=2000
 	STUDYHALL_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/differential -s

@@ -23,7 +23,10 @@ def expected_digest(trial: FrozenTrial) -> dict[str, Any]:
             for name, distribution in trial.distributions.items()
         },
         "distributions": trial.distributions,
-        "reports": trial.intermediate_values if trial.state.is_finished() else {},
+        # Stock reads them in the order of the table, which changes when rows are rewritten.
+        "reports": dict(sorted(trial.intermediate_values.items()))
+        if trial.state.is_finished()
+        else {},
     }
 
 

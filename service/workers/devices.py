@@ -67,7 +67,8 @@ def lock(home: Path, device: str, *, exclusive: bool) -> Iterator[None]:
     """Use a device together with other workers of this machine, or exclusively.
 
     A trial that ran out of memory is tried again with an exclusive lock: it waits until the other
-    trials on the device have ended, and the next ones wait for it.
+    trials on the device have ended, and the next ones wait for it. Linux grants a shared lock
+    although somebody waits for an exclusive one, so everybody queues at a second file.
 
     Args:
         home: The folder that the workers of this machine share.
@@ -76,8 +77,12 @@ def lock(home: Path, device: str, *, exclusive: bool) -> Iterator[None]:
     """
     folder = home / "devices"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{device.replace(':', '-')}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    path = folder / f"{device.replace(':', '-')}.lock"
+    with path.open("a") as file:
+        with path.with_suffix(".queue").open("a") as queue:
+            fcntl.flock(queue, kind)
+            fcntl.flock(file, kind)
         yield
 
 

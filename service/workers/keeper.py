@@ -23,6 +23,7 @@ from service.storage import leases
 from service.storage.leases import Lease, Orders
 from service.storage.storage import StudyStorage
 from service.workers import presence
+from service.workers.presence import WorkerProcess
 
 log = logging.getLogger("studyhall")
 
@@ -35,7 +36,8 @@ class LeaseKeeper(threading.Thread):
 
     Args:
         engine: The database.
-        worker: Name of the worker, whose presence is refreshed too.
+        study_id: Optuna's id of the worker's study.
+        process: The worker, whose presence is refreshed too.
         seconds: Length of a lease.
         storage: The worker's storage, whose unwritten parameters are written.
         on_study_timeout: Called once for a trial that runs when the study's time is over.
@@ -47,14 +49,16 @@ class LeaseKeeper(threading.Thread):
     def __init__(
         self,
         engine: Engine,
-        worker: str,
+        study_id: int,
+        process: WorkerProcess,
         seconds: float,
         storage: StudyStorage,
         on_study_timeout: Callable[[], None],
     ) -> None:
         super().__init__(name="lease-keeper", daemon=True)
         self._engine = engine
-        self._worker = worker
+        self._study_id = study_id
+        self._process = process
         self._seconds = seconds
         self._storage = storage
         self._on_study_timeout = on_study_timeout
@@ -106,7 +110,8 @@ class LeaseKeeper(threading.Thread):
     def _refresh(self) -> None:
         connection = SharedConnection.of(self._engine)
         unused = connection.idle > self._seconds / 6
-        presence.refresh(self._engine, self._worker)
+        if not presence.refresh(self._engine, self._process.worker):
+            presence.join(self._engine, self._study_id, self._process)
         self._renew()
         if unused:
             connection.release()

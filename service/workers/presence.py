@@ -40,9 +40,14 @@ def join(engine: Engine, study_id: int, process: WorkerProcess) -> None:
     SharedConnection.of(engine).query(JOIN, {**process.__dict__, "study_id": study_id})
 
 
-def refresh(engine: Engine, worker: str) -> None:
-    """Note that the worker is alive."""
-    SharedConnection.of(engine).query(REFRESH, {"worker": worker})
+def refresh(engine: Engine, worker: str) -> bool:
+    """Note that the worker is alive.
+
+    Returns:
+        Whether it is in the study: a living worker is removed if the database's clock jumps ahead
+        by a day.
+    """
+    return SharedConnection.of(engine).query(REFRESH, {"worker": worker}) is not None
 
 
 def leave(engine: Engine, worker: str) -> None:

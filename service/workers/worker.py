@@ -64,7 +64,8 @@ class Worker:
         )
         self._keeper = LeaseKeeper(
             hall.engine,
-            name,
+            study.study_id,
+            self._process,
             hall.settings.lease_seconds,
             self._storage,
             self._stop_requests.start_alarm,

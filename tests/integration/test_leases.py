@@ -100,6 +100,38 @@ def test_writes_with_an_old_token_are_refused(hall: Hall, study: Study) -> None:
     assert not (trial.params or trial.intermediate_values or trial.user_attrs)
 
 
+def test_a_deletion_that_a_network_delivers_late_deletes_no_new_reports(
+    hall: Hall, study: Study
+) -> None:
+    """The first sending was cut off; the second one is answered; then the first one arrives."""
+    old = claim(study, hall, "w1", OVER)
+    assert old is not None
+    storage = StudyStorage(hall.engine)
+    storage.hold(old)
+    for step in range(5):
+        storage.set_trial_intermediate_value(old.trial_id, step, 1.0)
+    new = claim(study, hall, "w2")
+    assert new is not None
+    storage.hold(new)
+    storage.delete_reports(new, step=3)
+    storage.set_trial_intermediate_value(new.trial_id, 3, 2.0)
+    late = "SELECT service.delete_reports(%(trial)s, %(token)s, 3)"
+    with hall.engine.begin() as connection:
+        connection.exec_driver_sql(late, {"trial": new.trial_id, "token": new.token})
+    reports = study.optuna.trials[0].intermediate_values
+    assert reports == {0: 1.0, 1: 1.0, 2: 1.0, 3: 2.0}
+
+
+def test_failing_a_worker_leaves_no_trial_without_a_lease(hall: Hall, study: Study) -> None:
+    """A network delivered a claim of the worker late: it has two leases, and knows one."""
+    running, unknown = claim(study, hall, "w1"), claim(study, hall, "w1", OVER)
+    assert running is not None and unknown is not None
+    leases.fail(hall.engine, "w1", "timeout", "it did not end in its time")
+    again = claim(study, hall, "w2")
+    assert again is not None and again.number == unknown.number
+    assert [row["state"] for row in study.records()] == ["fail", "running"]
+
+
 def test_an_expired_lease_that_nobody_took_can_be_renewed(hall: Hall, study: Study) -> None:
     lease = claim(study, hall, "w1", OVER)
     assert lease is not None

@@ -6,6 +6,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,29 @@ from service.workers.devices import Device
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(cores, "cpu_quota", lambda: math.inf)
+
+
+def test_a_trial_that_needs_the_device_alone_waits_only_for_those_before_it(
+    tmp_path: Path,
+) -> None:
+    order, started = [], []
+
+    def use(name: str, *, exclusive: bool) -> None:
+        with devices.lock(tmp_path, "gpu:0", exclusive=exclusive):
+            order.append(name)
+
+    def start(name: str, *, exclusive: bool) -> None:
+        started.append(threading.Thread(target=use, args=(name,), kwargs={"exclusive": exclusive}))
+        started[-1].start()
+        time.sleep(0.2)  # it waits now, unless nothing stops it
+
+    with devices.lock(tmp_path, "gpu:0", exclusive=False):
+        start("shared beside the first", exclusive=False)
+        start("alone", exclusive=True)
+        start("shared after that", exclusive=False)
+    for thread in started:
+        thread.join(10)
+    assert order == ["shared beside the first", "alone", "shared after that"]
 
 
 @pytest.mark.usefixtures("eight_cores")
