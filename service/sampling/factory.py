@@ -191,7 +191,7 @@ def try_sampler(sampler: BaseSampler) -> None:
     """
     if isinstance(sampler, optuna.samplers.GridSampler):
         return  # it has looked at its grid, and samples nothing else
-    of = optuna.distributions.FloatDistribution(0.0, 1.0)
+    of = optuna.distributions.IntDistribution(0, 11)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -199,8 +199,10 @@ def try_sampler(sampler: BaseSampler) -> None:
         study.ask({"x": of})
         if isinstance(sampler, optuna.samplers.TPESampler):  # the others would take seconds
             for number in range(12):
-                params, value = {"x": number / 12}, float(number)
-                study.add_trial(create_trial(params=params, distributions={"x": of}, value=value))
+                past = create_trial(
+                    params={"x": number}, distributions={"x": of}, value=float(number)
+                )
+                study.add_trial(past)
             study.ask({"x": of})
     except Exception as error:  # a class may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from service import Budget, ConfigurationError, Hall, Settings, Spec, Study, database
-from service.sampling import factory
+from service.sampling import factory, tpe
 from service.storage import leases
 from service.storage.storage import StudyStorage
 from service.workers import turn
@@ -194,17 +194,17 @@ def test_hyperband_shows_the_sampler_the_trials_of_its_own_bracket(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, set[int]]] = []
-    infer = factory.tpe.TPESampler.infer_relative_search_space
+    infer = tpe.TPESampler.infer_relative_search_space
 
     def note(self: Any, study: Any, trial: Any) -> Any:
         brackets = {study.pruner._get_bracket_id(study, each) for each in study.trials}
         seen.append((study._bracket_id, brackets))
         return infer(self, study, trial)
 
-    monkeypatch.setattr(factory.tpe.TPESampler, "infer_relative_search_space", note)
     arguments = PRUNER_ARGUMENTS["HyperbandPruner"]
     spec = Spec("stubs:points", pruner="hyperband", pruner_arguments=arguments)
     study = hall.create("brackets", spec, Budget(10))
+    monkeypatch.setattr(tpe.TPESampler, "infer_relative_search_space", note)
     assert Worker(study, hall, study.spec.load(), "w", "cpu").run() == 0
     assert {bracket for bracket, _ in seen} == {0, 1}
     assert all(brackets == {bracket} for bracket, brackets in seen)
