@@ -126,7 +126,7 @@ def choose_plan(model: Any, steps: int, callbacks: Sequence[Any] = ()) -> Plan:
     asked = _jit_compile.get(model)
     if asked is None:
         return Plan("graph", "it is not known whether it is compiled with jit_compile=False")
-    if not asked or not (model.jit_compile or on_cpu()):
+    if not asked:
         return Plan("graph", "it is compiled with jit_compile=False")
     if asked == "auto" and on_cpu() and steps < XLA_PAYS_AFTER_STEPS:
         return Plan("graph", f"{steps} steps are over before XLA's compilation pays")

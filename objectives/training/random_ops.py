@@ -1,7 +1,8 @@
-"""TensorFlow's own random numbers: `tf.random.normal` and its like, in a step that was traced.
+"""The random operations in a step that TensorFlow has traced.
 
-The kernel of such an operation counts its calls in memory that no program can read or set. So a
-continued trial draws other numbers than an uninterrupted one. `keras.random` has no such kernels.
+The kernel of `tf.random.normal` and its like counts its calls in memory that no program can read
+or set. So a continued trial draws other numbers than an uninterrupted one. `keras.random` has no
+such kernels, but XLA draws other bits for it.
 """
 
 from __future__ import annotations
@@ -13,23 +14,38 @@ from typing import Any
 _SEEDS = {"seed", "seed2"}
 """The attributes of an operation whose kernel counts its calls."""
 
+_STATELESS = (
+    "StatelessMultinomial",
+    "StatelessParameterized",
+    "StatelessRandom",
+    "StatelessShuffle",
+    "StatelessTruncated",
+)
+"""How the names of the operations begin by which `keras.random` draws."""
+
 
 class NotedStep:
     """Calls a model's step, and notes the random operations with which TensorFlow traced it.
 
     Args:
         step: `model.train_step` or `model.test_step`.
-        random_ops: Gets the types of the operations, such as RandomStandardNormal.
+        random_ops: Gets the types of TensorFlow's own operations, such as RandomStandardNormal.
+
+    Attributes:
+        stateless_ops: The types of the operations by which `keras.random` draws.
     """
 
     def __init__(self, step: Callable[..., Any], random_ops: set[str]) -> None:
         self._step = step
         self.random_ops = random_ops
+        self.stateless_ops: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the step; its result is returned as it is."""
         result = self._step(*args, **kwargs)
-        self.random_ops |= _traced_random_ops()
+        nodes = _traced_nodes()
+        self.random_ops |= {node.op for node in nodes if {*node.attr} >= _SEEDS}
+        self.stateless_ops |= {node.op for node in nodes if node.op.startswith(_STATELESS)}
         return result
 
 
@@ -59,13 +75,12 @@ def noted_steps(model: Any) -> Iterator[set[str]]:
             setattr(model, name, step)
 
 
-def _traced_random_ops() -> set[str]:
-    """Return the types of the random operations in the graph that is being traced."""
+def _traced_nodes() -> list[Any]:
+    """Return the nodes of the graph that is being traced, and of the functions in it."""
     import tensorflow as tf
 
     if tf.executing_eagerly():
-        return set()
+        return []
     graph = tf.compat.v1.get_default_graph().as_graph_def()
     functions = (function.node_def for function in graph.library.function)
-    nodes = [*graph.node, *(node for function in functions for node in function)]
-    return {node.op for node in nodes if {*node.attr} >= _SEEDS}
+    return [*graph.node, *(node for function in functions for node in function)]

@@ -50,9 +50,6 @@ BY_XLA = (
 )
 """The models that `make test` trains by XLA."""
 
-NOT_FOR_XLA: set[str] = set()
-"""The models that XLA cannot compile on the CPU: they are trained as graphs."""
-
 CASES = [
     (name, path)
     for name, animal in ZOO.items()
@@ -77,18 +74,14 @@ class Trained(NamedTuple):
 
 
 @functools.cache
-def by_plain_fit(name: str, hashed: bool, xla: bool) -> Trained:
-    """Plain `fit` on the same order of examples, with our Dropout masks if they are hashed.
-
-    If `xla`, Keras compiles its step by XLA, which draws other random numbers.
-    """
+def by_plain_fit(name: str, hashed: bool) -> Trained:
+    """Plain `fit` on the same order of examples, with our Dropout masks if they are hashed."""
     animal = ZOO[name]
     prepare(9)
     model = animal.make(animal.value)
-    (x, y, *weights), n = animal.dataset.validation_arrays, batch_size(animal, xla)
+    (x, y, *weights), n = animal.dataset.validation_arrays, animal.batch_size
     if not model.built:
         model.build((None, *x.shape[1:]))
-    model.jit_compile = xla
     seeds = EpochSeeds(model, SETTINGS.seed, animal.dataset.train.size)
     logs: list[dict[str, float]] = []
     follow = keras.callbacks.LambdaCallback(
@@ -109,23 +102,18 @@ def by_plain_fit(name: str, hashed: bool, xla: bool) -> Trained:
     return Trained(model.get_weights(), list(map(scalars, logs)), "plain")
 
 
-def ours(animal: Animal, value: float, n: int) -> Trained:
+def ours(animal: Animal, value: float) -> Trained:
     prepare(9)
     model, trial = animal.make(value), optuna.trial.FixedTrial({})
     result = fit(
         model,
         animal.dataset,
-        training_settings(epochs=SETTINGS.epochs, batch_size=n),
+        training_settings(epochs=SETTINGS.epochs, batch_size=animal.batch_size),
         trial,
         callbacks=animal.callbacks(),
         class_weight=animal.class_weight,
     )
     return Trained(model.get_weights(), result.history, trial.user_attrs["training"]["how"])
-
-
-def batch_size(animal: Animal, xla: bool) -> int:
-    """By XLA, a divisor of the examples: our smaller last batch is not compiled by XLA."""
-    return 34 if xla else animal.batch_size
 
 
 def has_dropout(animal: Animal) -> bool:
@@ -160,14 +148,13 @@ def test_a_model_trains_as_plain_fit_trains_it(
     animal = ZOO[name]
     if path != animal.how:
         monkeypatch.setattr("objectives.training.fit.choose_plan", lambda *_: Plan(path, "asked"))
-    xla = path == "xla" and animal.draws and name not in NOT_FOR_XLA
-    expected = by_plain_fit(name, path != "plain" and has_dropout(animal), xla)
+    expected = by_plain_fit(name, path != "plain" and has_dropout(animal))
     if path != "plain" or WHOLE_ZOO:
-        ours(animal, animal.twin, batch_size(animal, xla))
-    got = ours(animal, animal.value, batch_size(animal, xla))
+        ours(animal, animal.twin)
+    got = ours(animal, animal.value)
     taken = f"{path} -> {got.how}" if path != got.how else path
     table.append((name, taken, f"{largest_difference(got, expected):.1e}"))
-    assert got.how == ("graph" if path == "xla" and name in NOT_FOR_XLA else path)
+    assert got.how == ("graph" if path == "xla" and not animal.by_xla else path)
     for expected_logs, logs in zip(expected.history, got.history, strict=True):
         assert logs == pytest.approx(expected_logs, rel=2e-3, abs=1e-4)
     for weight, other in zip(expected.weights, got.weights, strict=True):

@@ -25,7 +25,7 @@ _MEASURED_STEPS = 8
 
 
 class _NotForXla(Exception):
-    """XLA would compile the step, but seed its random numbers differently in each process."""
+    """XLA would compile the step, but draw other random numbers than plain `fit`."""
 
 
 class Program:
@@ -105,8 +105,9 @@ class Program:
                 count = size if xla else tf.minimum(size, n - start)
                 rows = tf.slice(order, [start], [count])
                 self._step(tuple(tf.gather(part, rows) for part in data))
-                if xla and self.random_ops:
-                    raise _NotForXla(f"it has {', '.join(sorted(self.random_ops))}")
+                drawing = self._step.random_ops | self._step.stateless_ops
+                if xla and drawing:
+                    raise _NotForXla(f"it has {', '.join(sorted(drawing))}")
                 return i + 1
 
             return tf.while_loop(lambda i: i < end, body, [first], parallel_iterations=1)[0]
