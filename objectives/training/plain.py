@@ -102,7 +102,11 @@ class EpochTimer:
 
 
 def _may_share_calls(run: TrainingRun) -> bool:
-    """Return whether nobody sees several batches share a call: no callback and no own method."""
+    """Return whether several batches can share a call, and no callback or own method sees it."""
+    import keras
+
+    if keras.backend.backend() == "torch":
+        return False
     model = run.model
     is_plain = model.steps_per_execution == 1 and not model.run_eagerly
     return is_plain and own_method(model) is None and batch_hook(run.callbacks) is None
