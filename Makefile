@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test lint types tests chaos histories fuzz compose-test bench-training bench-storage bench-plans lock clean
+.PHONY: help install run test lint types tests chaos histories fuzz zoo compose-test bench-training bench-storage bench-plans lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ histories: $(INSTALLED) ## workers killed, suspended and cut off under a checker
 
 fuzz: $(INSTALLED) ## stock Optuna and ours, random operations and studies; slow; FUZZ_EXAMPLES=2000
 	STUDYHALL_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/differential -s
+
+zoo: $(INSTALLED) ## every model of the zoo by every path beside plain fit, as a table; slow
+	STUDYHALL_TEST_ZOO=1 $(BIN)/python -m pytest tests/unit/test_model_zoo.py -s
 
 compose-test: $(INSTALLED) ## docker-compose.yml on this machine's Docker engine; slow
 	STUDYHALL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose

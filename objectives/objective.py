@@ -22,10 +22,12 @@ from objectives.errors import BuildError, SettingError
 from objectives.settings import Direction, Settings
 from objectives.space import Space, describe, make_grid
 from objectives.training.fit import fit, prepare
+from objectives.training.plan import noted_compilations
 from objectives.training.settings import TrainingSettings
 
 Builder = Callable[[optuna.Trial, Dataset], Any]
 Callbacks = Callable[[optuna.Trial], Sequence[Any]]
+ClassWeight = Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ class KerasObjective:
         wine = KerasObjective("wine", load, build, Settings(epochs=50, monitor="val_mae"))
 
     `load` returns arrays, `(x, y)` or Keras's `((x, y), (x_test, y_test))`. The validation part is
-    cut from `(x, y)`; no trial sees the test set. `load` is called once per process. If it has a
-    parameter `data_dir`, it gets the folder that the user has named. The parameter `batch_size` is
-    suggested for you, from `settings.batch_sizes`.
+    cut from `(x, y)`; no trial sees the test set. `(x, y)` may be `(x, y, sample_weight)`; the
+    weights count in training and in validation, as in `keras.Model.fit` with `validation_split`.
+    `load` is called once per process. If it has a parameter `data_dir`, it gets the folder that
+    the user has named. The parameter `batch_size` is suggested for you, from
+    `settings.batch_sizes`.
 
     After each epoch the monitor is reported to the trial and the pruner is asked. A NaN or an
     infinity in an epoch's logs ends the trial with the value NaN, which makes it FAIL in Optuna.
@@ -77,11 +81,14 @@ class KerasObjective:
         layers: The largest number of layers, for each name of `space` that ends in `_i`.
         metrics: The names in the model's logs, without `val_`. A monitor that is not among them is
             refused with the settings; None: the first trial finds out.
-        callbacks: Returns the `keras.callbacks.Callback`s of a trial. Their attributes that are
-            numbers or strings are saved in checkpoints.
+        callbacks: Returns the `keras.callbacks.Callback`s of a trial. Checkpoints hold their
+            attributes that are numbers, strings, arrays, lists or dicts. A callback with
+            `get_state()` and `set_state(state)` says itself what they hold.
         data_kind: "real", "synthetic" (the generated stand-in) or "auto" (the stand-in if the real
             data cannot be found).
         data_dir: The folder of the data; None: Keras's cache, then a download.
+        class_weight: The weight of each class in training, as in `keras.Model.fit`; or a function
+            that returns it for a trial.
 
     Raises:
         SettingError: A setting is not allowed.
@@ -97,6 +104,9 @@ class KerasObjective:
     callbacks: Callbacks | None = None
     data_kind: DataKind = "real"
     data_dir: Path | None = None
+    class_weight: ClassWeight | Callable[[optuna.Trial], ClassWeight] | None = field(
+        default=None, hash=False
+    )
 
     def __post_init__(self) -> None:
         self._check_monitor(self.monitor)
@@ -205,12 +215,13 @@ class KerasObjective:
 
     def _train(self, trial: optuna.Trial, dataset: Dataset) -> float:
         seed = getattr(trial, "seed", trial.number)
-        prepare(seed, self.settings.dtype_policy)
+        prepare(seed, self.settings.dtype_policy, deterministic=self.settings.deterministic)
         batch_size = trial.suggest_categorical("batch_size", self.settings.batch_sizes)
         model = self._build_model(trial, dataset)
         callbacks = self.callbacks(trial) if self.callbacks else ()
         settings = self._training_settings(batch_size, seed)
-        result = fit(model, dataset, settings, trial, callbacks=callbacks)
+        weight = self.class_weight(trial) if callable(self.class_weight) else self.class_weight
+        result = fit(model, dataset, settings, trial, callbacks=callbacks, class_weight=weight)
         if result.epoch is not None:
             trial.set_user_attr("epoch", result.epoch)
         return result.value
@@ -225,6 +236,7 @@ class KerasObjective:
             checkpoint_every=self.settings.checkpoint_every,
             seed=seed,
             validation_batch_size=self.settings.validation_batch_size or 0,
+            deterministic=self.settings.deterministic,
         )
 
     def _check_monitor(self, monitor: str) -> None:
@@ -238,7 +250,8 @@ class KerasObjective:
         import keras
 
         try:
-            model = self.build(trial, dataset)
+            with noted_compilations():
+                model = self.build(trial, dataset)
         except ValueError as error:
             raise BuildError(f"the model cannot be built: {_first_line(error)}") from error
         if not isinstance(model, keras.Model):

@@ -81,6 +81,11 @@ def seed() -> SettingType:
     return SettingType("a whole number from 0 to 4294967295", _seed)
 
 
+def boolean() -> SettingType:
+    """Allow true or false."""
+    return SettingType("true or false", _boolean)
+
+
 def choice(*names: str) -> SettingType:
     """Allow one of `names`."""
     return SettingType(f"one of {', '.join(names)}", lambda v: names[names.index(v)])
@@ -109,6 +114,11 @@ def _integer(value: Any, at_least: int) -> int:
     if number < at_least:
         raise ValueError(value)
     return number
+
+
+def _boolean(value: Any) -> bool:
+    names = {"true": True, "false": False}
+    return value if isinstance(value, bool) else names[str(value).strip().lower()]
 
 
 def _seed(value: Any) -> int:
@@ -161,6 +171,9 @@ class Settings:
         dtype_policy: Keras's dtype policy for all layers; None: the policy that Keras has, which
             is float32 unless the objective's module has set another.
         checkpoint_every: Save a checkpoint every this many epochs; 0: never.
+        deterministic: Whether TensorFlow's operations are deterministic, which costs time on a
+            GPU. If not, a trial that is repeated or continued differs in the last bits. A process
+            that has trained deterministically stays so.
         mode: Whether a high (max) or a low (min) value of the monitor is good; auto: decided by
             its name.
 
@@ -180,6 +193,7 @@ class Settings:
         None, optional(choice("float32", "mixed_bfloat16", "mixed_float16"))
     )
     checkpoint_every: int = setting(1, integer(0))
+    deterministic: bool = setting(True, boolean())
     mode: str = setting("auto", choice("auto", "min", "max"))
 
     def __post_init__(self) -> None:
@@ -219,7 +233,7 @@ class Settings:
 def _parse(name: str, type_: SettingType, value: Any) -> Any:
     try:
         return type_.parse(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, KeyError):
         raise SettingError(
             f"setting {name}={_shown(value)}: must be {type_.description}"
         ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +46,31 @@ def read_only(values: Any) -> Array:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def class_sample_weights(y: Array, class_weight: Mapping[int, float]) -> Array:
+    """Return the weight of each example's class, as `keras.Model.fit` computes it: float32 [n].
+
+    Args:
+        y: Targets [n] or [n, 1], or one-hot [n, classes].
+        class_weight: The weight of each class; a class that is missing has 1.
+
+    Raises:
+        ValueError: An example has not exactly one class, or a weight is not a finite number.
+    """
+    for label, weight in class_weight.items():
+        is_number = isinstance(weight, int | float | np.number) and math.isfinite(weight)
+        if not isinstance(label, int | np.integer) or not is_number:
+            raise ValueError(f"class_weight {{{label!r}: {weight!r}}}: must be {{class: number}}")
+    if y.ndim not in (1, 2):
+        raise ValueError(f"class_weight needs one class for each example, not targets {y.shape}")
+    if y.ndim == 2:
+        y = y.argmax(axis=1) if y.shape[1] != 1 else y[:, 0]
+    weights = np.ones(len(y), np.float32)
+    labels = np.round(y)
+    for label, weight in class_weight.items():
+        weights[labels == label] = weight
+    return weights
 
 
 def as_labels(y: Array) -> Array | None:

@@ -29,6 +29,8 @@ class Dataset:
         kind: "real" or "synthetic".
         fingerprint: SHA-256 of the data, the test set included, and of the split.
         content: SHA-256 of both parts as this process has read them from the cache, or None.
+        sample_weight: The weights of the training examples, float32 [n, ...]; None: all are equal.
+        validation_sample_weight: The same of the validation examples.
     """
 
     train: Examples
@@ -37,6 +39,18 @@ class Dataset:
     kind: str
     fingerprint: str
     content: str | None = None
+    sample_weight: Array | None = None
+    validation_sample_weight: Array | None = None
+
+    @property
+    def train_arrays(self) -> tuple[Array, ...]:
+        """What a model is fitted to: inputs, targets and, if there are any, sample weights."""
+        return _with_weights(self.train, self.sample_weight)
+
+    @property
+    def validation_arrays(self) -> tuple[Array, ...]:
+        """The same of the validation part."""
+        return _with_weights(self.validation, self.validation_sample_weight)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -129,18 +143,20 @@ def _split(
         seed=seed,
         seeded_ties=seeded_ties,
     )
+    arrays = {
+        "train_x": x[train],
+        "train_y": y[train],
+        "validation_x": x[validation],
+        "validation_y": y[validation],
+    }
+    identifying = [x, y, *(data.test or ()), train, validation]
+    weights = data.sample_weight
+    if weights is not None:
+        arrays |= {"train_weight": weights[train], "validation_weight": weights[validation]}
+        identifying.append(weights)
     return cache.Entry(
-        {
-            "train_x": x[train],
-            "train_y": y[train],
-            "validation_x": x[validation],
-            "validation_y": y[validation],
-        },
-        {
-            "source": data.source,
-            "kind": data.kind,
-            "fingerprint": _fingerprint(x, y, *(data.test or ()), train, validation),
-        },
+        arrays,
+        {"source": data.source, "kind": data.kind, "fingerprint": _fingerprint(*identifying)},
     )
 
 
@@ -149,9 +165,15 @@ def _as_dataset(entry: cache.Entry) -> Dataset:
     return Dataset(
         train=Examples(arrays["train_x"], arrays["train_y"]),
         validation=Examples(arrays["validation_x"], arrays["validation_y"]),
+        sample_weight=arrays.get("train_weight"),
+        validation_sample_weight=arrays.get("validation_weight"),
         **entry.metadata,
         content=entry.content,
     )
+
+
+def _with_weights(examples: Examples, weights: Array | None) -> tuple[Array, ...]:
+    return (*examples,) if weights is None else (*examples, weights)
 
 
 def _fingerprint(*arrays: Array) -> str:

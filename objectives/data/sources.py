@@ -32,12 +32,14 @@ class SourceData(NamedTuple):
         test: The test set; None if there is none.
         source: Where the data come from, in words.
         kind: "real" or "synthetic".
+        sample_weight: The weight of each training example, float32 [n, ...]; None: all are equal.
     """
 
     train: Examples
     test: Examples | None
     source: str
     kind: str
+    sample_weight: Array | None = None
 
 
 class Source(ABC):
@@ -62,6 +64,7 @@ class Source(ABC):
 class CallableSource(Source):
     """A user's function that returns (x, y), or ((x, y), (x_test, y_test)) as Keras's loaders do.
 
+    (x, y) may also be (x, y, sample_weight).
     A function with a parameter `data_dir` gets the folder, or None.
     """
 
@@ -77,15 +80,18 @@ class CallableSource(Source):
         if isinstance(returned, list | tuple):
             _check_single_arrays(name, returned)
         try:
-            (x, y), *rest = (returned, None) if _is_pair_of_arrays(returned) else returned
+            part, *rest = (returned, None) if _are_arrays(returned) else returned
+            x, y, weights = part if len(part) == 3 else (*part, None)
+            test = Examples(*map(read_only, rest[0])) if rest and rest[0] is not None else None
         except (TypeError, ValueError):
             raise DataError(
-                f"{name}: must return (x, y) or ((x, y), (x_test, y_test)), arrays"
+                f"{name}: must return (x, y) or ((x, y), (x_test, y_test)), arrays; the first "
+                "pair may be (x, y, sample_weight)"
             ) from None
-        test = Examples(*map(read_only, rest[0])) if rest and rest[0] is not None else None
         train = Examples(read_only(x), _targets(y))
         _check_lengths(train, name)
-        return SourceData(train, test, name, "real")
+        weights = None if weights is None else _weights(weights, train.size, name)
+        return SourceData(train, test, name, "real", weights)
 
 
 @dataclass(frozen=True)
@@ -240,15 +246,27 @@ def _targets(y: Any) -> Array:
     return read_only(targets.astype(np.int32) if fits else targets)
 
 
-def _is_pair_of_arrays(returned: Any) -> bool:
-    return len(returned) == 2 and hasattr(returned[0], "shape") and hasattr(returned[1], "shape")
+def _weights(values: Any, n: int, source: str) -> Array:
+    """Return sample weights as float32."""
+    weights = np.asarray(values)
+    if weights.dtype.kind not in "biuf" or weights.shape[:1] != (n,):
+        raise DataError(
+            f"{source}: sample weights of {weights.dtype} {weights.shape}, must be {n} numbers, "
+            "one for each example"
+        )
+    return read_only(weights.astype(np.float32))
+
+
+def _are_arrays(returned: Any) -> bool:
+    """Return whether these are (x, y) or (x, y, sample_weight)."""
+    return len(returned) in (2, 3) and all(hasattr(part, "shape") for part in returned)
 
 
 def _check_single_arrays(name: str, returned: Any) -> None:
     """Check that inputs and targets are one array each, not several by name or in a row."""
     parts = list(returned)
-    is_pair = len(parts) == 2 and (isinstance(parts[0], dict) or hasattr(parts[1], "shape"))
-    if not is_pair:
+    arrays = len(parts) in (2, 3) and (isinstance(parts[0], dict) or hasattr(parts[1], "shape"))
+    if not arrays:
         parts = [part for pair in parts if isinstance(pair, list | tuple) for part in pair]
     for part in parts:
         if isinstance(part, dict | list | tuple) and not _is_one_array(part):

@@ -1,18 +1,17 @@
 """State: everything that a training needs to continue after an epoch, as bytes and back.
 
-That is the weights, the optimizer's variables (slots, step count, learning rate), the attributes
-of the callbacks, the history and the best weights. Random numbers need no state:
-`objectives.training.seeds` draws them anew for each epoch.
+That is the weights, the optimizer's variables (slots, step count, learning rate), the history, the
+best weights, and what callbacks, model and loss remember beside them. Random numbers need no
+state: `objectives.training.seeds` draws them anew for each epoch.
 """
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ import numpy as np
 from objectives.data.arrays import Array
 
 _VERSION = 1
+_VERSION_WITH_MORE = 2  # with unlisted variables, hooks, or arrays of callbacks
 _METADATA = "told"  # the name of the JSON part in the archives of version 1
-_GROUPS = ("weights", "optimizer", "best")
-_JSON_TYPES = (bool, int, float, str, type(None))
+_GROUPS = ("weights", "optimizer", "best", "unlisted")
+_TREES = ("callbacks", "hooks")
 
 
 class StateError(ValueError):
@@ -40,7 +40,10 @@ class State:
         weights: The model's weights.
         optimizer: The optimizer's variables.
         best: The weights after the best epoch.
-        callbacks: The attributes of each callback.
+        callbacks: The attributes of each callback: JSON and arrays.
+        unlisted: The variables that Keras does not list in `model.variables`.
+        hooks: What the `get_state` of callbacks, model and loss returned, by their names: JSON and
+            arrays.
     """
 
     training: dict[str, Any]
@@ -50,6 +53,8 @@ class State:
     optimizer: list[Array]
     best: list[Array]
     callbacks: list[dict[str, Any]]
+    unlisted: list[Array] = field(default_factory=list)
+    hooks: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -61,12 +66,17 @@ class State:
         groups = {name: getattr(self, name) for name in _GROUPS}
         if _are_same(self.best, self.weights):
             groups["best"] = []
+        taken: list[tuple[_Path, Array]] = []
+        trees = {name: _take_arrays(getattr(self, name), (name,), taken) for name in _TREES}
+        groups["taken"] = [array for _, array in taken]
+        more = bool(self.unlisted or self.hooks or taken)
         metadata = {
-            "version": _VERSION,
+            "version": _VERSION_WITH_MORE if more else _VERSION,
             "training": self.training,
             "history": self.history,
             "ended": self.ended,
-            "callbacks": self.callbacks,
+            **trees,
+            "paths": [path for path, _ in taken],
             "dtypes": {name: [str(a.dtype) for a in arrays] for name, arrays in groups.items()},
         }
         arrays = {_METADATA: np.array(json.dumps(metadata))}
@@ -92,15 +102,18 @@ class State:
     @classmethod
     def _read(cls, archive: Any) -> State:
         metadata = json.loads(str(archive[_METADATA]))
-        if metadata["version"] != _VERSION:
-            raise StateError(f"a state of version {metadata['version']}, not {_VERSION}")
+        if metadata["version"] not in (_VERSION, _VERSION_WITH_MORE):
+            raise StateError(f"a state of version {metadata['version']}, not {_VERSION_WITH_MORE}")
         groups: dict[str, Any] = {
             name: [_with_dtype(archive[f"{name}{i}"], dtype) for i, dtype in enumerate(dtypes)]
             for name, dtypes in metadata["dtypes"].items()
         }
         groups["best"] = groups["best"] or groups["weights"]
-        fields = {name: metadata[name] for name in ("training", "history", "ended", "callbacks")}
-        return cls(**fields, **groups)
+        trees = {name: metadata[name] for name in _TREES if name in metadata}
+        for path, array in zip(metadata.get("paths", []), groups.pop("taken", []), strict=True):
+            _put_back(trees, path, array)
+        fields = {name: metadata[name] for name in ("training", "history", "ended")}
+        return cls(**fields, **groups, **trees)
 
 
 def copy_values(variables: Iterable[Any]) -> list[Array]:
@@ -116,51 +129,40 @@ def assign_values(variables: Sequence[Any], values: Sequence[Any]) -> None:
     Raises:
         StateError: Numbers, shapes or dtypes differ.
     """
-    old = [(tuple(v.shape), str(v.dtype)) for v in variables]
-    new = [(tuple(v.shape), str(v.dtype)) for v in values]
+    old = [(tuple(v.shape), _dtype_name(v)) for v in variables]
+    new = [(tuple(v.shape), _dtype_name(v)) for v in values]
     if old != new:
         raise StateError(f"variables of another model: {_difference(new, old)}")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
 
-def plain_attributes(callback: Any) -> dict[str, Any]:
-    """Return the attributes of a callback that JSON can hold; of lists and dicts, a copy.
-
-    The arguments of its constructor are left out, since Keras changes some of them: it turns the
-    sign of a `min_delta` when it first uses it.
-    """
-    own = _own_attributes(callback)
-    return {name: _copy(value) for name, value in own.items() if _is_json(value)}
+_Path = tuple[str | int, ...]
 
 
-def lost_attributes(callback: Any) -> list[str]:
-    """Return the attributes of a user's callback that no checkpoint holds."""
-    if type(callback).__module__.split(".")[0] == "keras":
-        return []
-    return sorted(name for name, value in _own_attributes(callback).items() if not _is_json(value))
+def _take_arrays(tree: Any, path: _Path, taken: list[tuple[_Path, Array]]) -> Any:
+    """Return a tree as JSON, with None for each array or numpy number; append these to `taken`."""
+    if isinstance(tree, np.ndarray | np.generic):
+        taken.append((path, np.asarray(tree)))
+        return None
+    if isinstance(tree, dict):
+        return {name: _take_arrays(item, (*path, name), taken) for name, item in tree.items()}
+    if isinstance(tree, list):
+        return [_take_arrays(item, (*path, i), taken) for i, item in enumerate(tree)]
+    return tree
 
 
-def _own_attributes(callback: Any) -> dict[str, Any]:
-    left_out = {*inspect.signature(type(callback)).parameters, "params", "model", "_model"}
-    return {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in vars(callback).items()
-        if name not in left_out
-    }
+def _put_back(tree: Any, path: Sequence[Any], array: Array) -> None:
+    """Undo `_take_arrays` for one array; without dimensions it becomes one of numpy's numbers."""
+    *way, last = path
+    for step in way:
+        tree = tree[step]
+    tree[last] = array if array.ndim else array[()]
 
 
-def _is_json(value: Any) -> bool:
-    """Return whether JSON gives the value back as it is."""
-    if isinstance(value, list):
-        return all(map(_is_json, value))
-    if isinstance(value, dict):
-        return all(isinstance(name, str) for name in value) and all(map(_is_json, value.values()))
-    return type(value) in _JSON_TYPES
-
-
-def _copy(value: Any) -> Any:
-    return json.loads(json.dumps(value)) if isinstance(value, list | dict) else value
+def _dtype_name(variable: Any) -> str:
+    """Return the name of a dtype of Keras, numpy or TensorFlow."""
+    return str(getattr(variable.dtype, "name", variable.dtype))
 
 
 def _are_same(one: list[Array], other: list[Array]) -> bool:

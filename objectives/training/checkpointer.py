@@ -14,9 +14,10 @@ from objectives.training.checkpoint import (
     StateError,
     assign_values,
     copy_values,
-    plain_attributes,
 )
+from objectives.training.memory import callback_attributes, hook_state, parts_with_hooks
 from objectives.training.settings import TrainingSettings
+from objectives.training.unlisted import unlisted_variables
 
 _log = logging.getLogger("studyhall")
 
@@ -29,7 +30,7 @@ class Checkpointer:
         trial: May have `checkpoint`, with `load()` and `save(epoch, state)`.
         settings: How the model is trained.
         n_examples: How many examples an epoch trains.
-        callbacks: The user's Keras callbacks, whose attributes are saved too.
+        callbacks: The user's Keras callbacks, whose memory is saved too.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Checkpointer:
         self._settings = settings
         self._n_examples = n_examples
         self._callbacks = callbacks
+        self._unlisted = unlisted_variables(model).others
+        self._hooks = parts_with_hooks(model, callbacks)
         self._state: State | None = None
         self._unsaved = False
 
@@ -68,11 +71,18 @@ class Checkpointer:
         self._state = state
         return state
 
-    def restore_callbacks(self) -> None:
-        """Restore the callbacks' attributes. Keras's callbacks reset them in `on_train_begin`."""
-        saved = self._state.callbacks if self._state else []
-        for callback, attributes in zip(self._callbacks, saved, strict=False):
+    def restore_memory(self) -> None:
+        """Restore what callbacks, model and loss remember, after all `on_train_begin`.
+
+        Keras's callbacks reset themselves in `on_train_begin`.
+        """
+        if self._state is None:
+            return
+        for callback, attributes in zip(self._callbacks, self._state.callbacks, strict=False):
             vars(callback).update(attributes)
+        for name, part in self._hooks.items():
+            if name in self._state.hooks:
+                part.set_state(self._state.hooks[name])
 
     def update(
         self, weights: list[Array], best_weights: list[Array], history: list[dict[str, float]]
@@ -85,7 +95,9 @@ class Checkpointer:
             weights=weights,
             optimizer=copy_values(self._model.optimizer.variables),
             best=best_weights,
-            callbacks=[plain_attributes(callback) for callback in self._callbacks],
+            callbacks=[self._attributes(callback) for callback in self._callbacks],
+            unlisted=copy_values(self._unlisted),
+            hooks={name: hook_state(part) for name, part in self._hooks.items()},
         )
         self._unsaved = True
         if len(history) % self._settings.checkpoint_every == 0:
@@ -103,9 +115,14 @@ class Checkpointer:
                 f"it belongs to a training with {state.training}, not {self._identity()}"
             )
         assign_values(
-            [*self._model.weights, *self._model.optimizer.variables],
-            [*state.weights, *state.optimizer],
+            [*self._model.weights, *self._model.optimizer.variables, *self._unlisted],
+            [*state.weights, *state.optimizer, *state.unlisted],
         )
+
+    def _attributes(self, callback: Any) -> dict[str, Any]:
+        """Return the attributes to save; none of a callback that has hooks."""
+        has_hooks = any(callback is part for part in self._hooks.values())
+        return {} if has_hooks else callback_attributes(callback)
 
     def _identity(self) -> dict[str, Any]:
         """Return what two trainings must share if one is to continue the other."""

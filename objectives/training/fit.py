@@ -10,36 +10,47 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import optuna
 
+from objectives.data.arrays import class_sample_weights
 from objectives.data.dataset import Dataset
 from objectives.errors import BuildError
-from objectives.training.checkpoint import lost_attributes
+from objectives.training.checkpoint import assign_values, copy_values
 from objectives.training.compiled.epoch import EpochTrainer
 from objectives.training.compiled.program import Programs
 from objectives.training.compiled.reuse import reusable_programs
 from objectives.training.plain import train_plain
-from objectives.training.plan import Plan, choose_plan, fixed_batch_size, on_cpu, own_method
+from objectives.training.plan import (
+    Plan,
+    choose_plan,
+    fixed_batch_size,
+    leaf_layers,
+    on_cpu,
+    own_method,
+)
+from objectives.training.random_ops import noted_steps
 from objectives.training.recorder import FitResult, check_monitor, scalars
 from objectives.training.run import TrainingRun
 from objectives.training.settings import TrainingSettings
+from objectives.training.unlisted import unlisted_variables
 
 _log = logging.getLogger("studyhall")
 _logged: set[str] = set()
 
 
-def prepare(seed: int, dtype_policy: str | None = None) -> None:
+def prepare(seed: int, dtype_policy: str | None = None, *, deterministic: bool = True) -> None:
     """Prepare this process for the next model: clear Keras's session and set all random seeds.
-
-    From the first call on, TensorFlow's operations are deterministic.
 
     Args:
         seed: The seed of Python's, numpy's and the backend's generators.
         dtype_policy: Keras's dtype policy from now on; None leaves it as it is.
+        deterministic: Whether TensorFlow's operations are deterministic, from now on to the end of
+            the process; False leaves them as they are.
     """
     import keras
 
@@ -49,7 +60,7 @@ def prepare(seed: int, dtype_policy: str | None = None) -> None:
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
-        _prepare_tensorflow()
+        _prepare_tensorflow(deterministic)
 
 
 def fit(
@@ -59,6 +70,7 @@ def fit(
     trial: optuna.Trial,
     *,
     callbacks: Sequence[Any] = (),
+    class_weight: Mapping[int, float] | None = None,
     resident_limit: float | None = None,
 ) -> FitResult:
     """Train `model` with `keras.Model.fit` and report every epoch to the trial.
@@ -74,39 +86,45 @@ def fit(
         settings: How to train.
         trial: Gets the report of each epoch; may have `checkpoint` and `should_stop`.
         callbacks: The user's `keras.callbacks.Callback`s.
+        class_weight: The weight of each class in training, as in `keras.Model.fit`.
         resident_limit: If the examples are more than this many bytes, they are streamed to the
             device; None: if they are more than the device has room for.
 
     Raises:
-        BuildError: The model's batches have a fixed size that does not fit.
+        BuildError: The model does not fit the data set: in the size of its batches, the number of
+            its inputs or outputs, or the class weights.
         MonitorError: The model does not produce the monitor. This is seen before the first epoch.
         optuna.TrialPruned: The pruner ended the trial.
         TrialStopped: The trial's `should_stop` returned true in mid-epoch.
         BaseException: What the trial's `report` or `should_prune` raised.
     """
+    if class_weight is not None:
+        dataset = _with_class_weight(dataset, class_weight)
     steps = settings.epochs * math.ceil(dataset.train.size / settings.batch_size)
     plan = choose_plan(model, steps, callbacks)
     _check_batches(model, dataset, settings)
     if plan.how == "plain":
         message = f"{type(model).__name__} is trained batch by batch: {plan.why}"
         _log_once(plan.why, logging.INFO, message)
-    _build(model, dataset, plan, settings.monitor)
+    with _unchanged_state(model):
+        _build(model, dataset, plan, settings.monitor)
     attributes: dict[str, Any] = {"how": plan.how, "n_weights": model.count_params()}
     with _programs(model, plan, settings) as programs:
         trained = model if programs is None else programs.model
         run = TrainingRun(trained, trial, settings, dataset.train.size, callbacks)
         if run.resume():
             attributes |= _train(run, dataset, programs, resident_limit)
-            attributes |= _inexact(callbacks)
+            attributes |= _inexact(run, attributes.pop("random_ops"))
     if run.stopper.reason is None or isinstance(run.stopper.reason, optuna.TrialPruned):
         trial.set_user_attr("training", attributes)
     return run.result()
 
 
-def _prepare_tensorflow() -> None:
+def _prepare_tensorflow(deterministic: bool) -> None:
     import tensorflow as tf
 
-    tf.config.experimental.enable_op_determinism()
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
     if wanted not in ("", "-1") and on_cpu():
         message = f"TensorFlow sees no GPU {wanted}: it trains on the CPU"
@@ -126,13 +144,20 @@ def _build(model: Any, dataset: Dataset, plan: Plan, monitor: str) -> None:
     import keras
 
     n = fixed_batch_size(model) or 2
-    x, y = (part[:n] for part in dataset.validation)
+    batch = tuple(part[:n] for part in dataset.validation_arrays)
     if plan.how == "plain":
         own_function = model.test_function
-        logs = model.evaluate(x, y, batch_size=n, verbose=0, return_dict=True)
+        with _mismatch_named(model):
+            logs = model.evaluate(
+                *batch[:2],
+                sample_weight=batch[2] if batch[2:] else None,
+                batch_size=n,
+                verbose=0,
+                return_dict=True,
+            )
         model.test_function = own_function
     else:
-        logs = model.test_step(tuple(map(keras.ops.convert_to_tensor, (x, y))))
+        logs = model.test_step(tuple(map(keras.ops.convert_to_tensor, batch)))
         model.reset_metrics()
     model.optimizer.build(model.trainable_variables)
     logs = scalars(logs)
@@ -141,14 +166,56 @@ def _build(model: Any, dataset: Dataset, plan: Plan, monitor: str) -> None:
         check_monitor(monitor, [*logs, *(f"val_{name}" for name in logs)])
 
 
-def _inexact(callbacks: Sequence[Any]) -> dict[str, Any]:
-    """Return, and log once, what a continued trial would not have as before."""
-    lost = [f"{type(c).__name__}.{name}" for c in callbacks for name in lost_attributes(c)]
-    if not lost:
-        return {}
-    message = f"a trial that is continued begins anew with {', '.join(lost)}: not in checkpoints"
-    _log_once(message, logging.WARNING, message)
-    return {"inexact": lost}
+@contextmanager
+def _unchanged_state(model: Any) -> Iterator[None]:
+    """Undo what an evaluation changes in a model: the state of layers, counters of its own."""
+    was_built = model.built
+    variables = [*model.non_trainable_variables, *unlisted_variables(model).others]
+    values = copy_values(variables)
+    yield
+    assign_values(variables, values)
+    for layer in leaf_layers(model):
+        if not was_built and hasattr(layer, "reset_state"):
+            layer.reset_state()
+
+
+@contextmanager
+def _mismatch_named(model: Any) -> Iterator[None]:
+    """Say that a model has several inputs or outputs if it fails for this reason."""
+    try:
+        yield
+    except Exception as error:
+        for kind, arrays in (("input", "inputs"), ("output", "targets")):
+            n = len(getattr(model, f"{kind}s", None) or [0])
+            if n > 1:
+                line = next(iter(str(error).splitlines()), type(error).__name__)
+                raise BuildError(
+                    f"the model has {n} {kind}s, and a data set is one array of {arrays}: join "
+                    f"them in the data set and take them apart in the model ({line})"
+                ) from error
+        raise
+
+
+def _with_class_weight(dataset: Dataset, class_weight: Mapping[int, float]) -> Dataset:
+    if dataset.sample_weight is not None:
+        raise BuildError("a data set with sample weights takes no class_weight, as in Keras")
+    try:
+        weights = class_sample_weights(dataset.train.y, class_weight)
+    except ValueError as error:
+        raise BuildError(str(error)) from error
+    return replace(dataset, sample_weight=weights)
+
+
+def _inexact(run: TrainingRun, random_ops: set[str]) -> dict[str, Any]:
+    """Return, and log once, what a trial that is continued does not have as before."""
+    lost = [*run.memory.changed, *(f"tf.random ({name})" for name in sorted(random_ops))]
+    if lost:
+        names = ", ".join(lost)
+        message = f"a trial that is continued begins anew with {names}: not in checkpoints"
+        _log_once(message, logging.WARNING, message)
+    if not run.settings.deterministic:
+        lost.append("operations (deterministic=false)")
+    return {"inexact": lost} if lost else {}
 
 
 def _check_batches(model: Any, dataset: Dataset, settings: TrainingSettings) -> None:
@@ -178,10 +245,15 @@ def _programs(
 
 def _train(
     run: TrainingRun, dataset: Dataset, programs: Programs | None, resident_limit: float | None
-) -> dict[str, float]:
-    """Train by programs, or batch by batch without them; return how fast that was."""
+) -> dict[str, Any]:
+    """Train by programs, or batch by batch without them.
+
+    Returns:
+        How fast that was; `random_ops`; and `how`, if programs were used.
+    """
     if programs is None:
-        return train_plain(run, dataset)
+        with noted_steps(run.model) as random_ops:
+            return {**train_plain(run, dataset), "random_ops": random_ops}
     trainer = EpochTrainer(
         programs,
         dataset,
@@ -191,4 +263,4 @@ def _train(
     )
     with trainer.installed() as data:
         run.fit(**data)
-    return trainer.speed()
+    return {**trainer.speed(), "random_ops": programs.random_ops, "how": programs.how}

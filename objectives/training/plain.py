@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from objectives.data.arrays import Array, Examples
+from objectives.data.arrays import Array
 from objectives.data.dataset import Dataset
 from objectives.training.plan import batch_hook, own_method
 from objectives.training.run import TrainingRun
@@ -27,19 +27,19 @@ def train_plain(run: TrainingRun, dataset: Dataset) -> dict[str, float]:
         run.model.steps_per_execution = steps
     timer = EpochTimer(dataset.train.size)
     run.fit(
-        x=shuffled_batches(dataset.train, batch_size, run.seeds.order),
-        validation_data=tuple(dataset.validation),
+        x=shuffled_batches(dataset.train_arrays, batch_size, run.seeds.order),
+        validation_data=dataset.validation_arrays,
         validation_batch_size=run.settings.validation_batch_size,
         extra_callbacks=[timer.keras_callback()],
     )
     return timer.speed()
 
 
-def shuffled_batches(examples: Examples, batch_size: int, order: Callable[[], Array]) -> Any:
+def shuffled_batches(arrays: Sequence[Array], batch_size: int, order: Callable[[], Array]) -> Any:
     """Return a `keras.utils.PyDataset` that takes the examples in the order of each epoch.
 
     Args:
-        examples: The examples to train on.
+        arrays: The examples to train on: inputs, targets and, if there are any, sample weights.
         batch_size: Examples in a batch; the last one may be smaller.
         order: Returns the order of the current epoch: int32 [n].
     """
@@ -51,11 +51,11 @@ def shuffled_batches(examples: Examples, batch_size: int, order: Callable[[], Ar
             self.rows = order()
 
         def __len__(self) -> int:
-            return math.ceil(examples.size / batch_size)
+            return math.ceil(len(arrays[0]) / batch_size)
 
-        def __getitem__(self, i: int) -> tuple[Array, Array]:
+        def __getitem__(self, i: int) -> tuple[Array, ...]:
             rows = self.rows[i * batch_size : (i + 1) * batch_size]
-            return examples.x[rows], examples.y[rows]
+            return tuple(array[rows] for array in arrays)
 
         def on_epoch_begin(self) -> None:
             self.rows = order()
@@ -102,7 +102,11 @@ class EpochTimer:
 
 
 def _may_share_calls(run: TrainingRun) -> bool:
-    """Return whether nobody sees several batches share a call: no callback and no own method."""
+    """Return whether several batches can share a call, and no callback or own method sees it."""
+    import keras
+
+    if keras.backend.backend() == "torch":
+        return False
     model = run.model
     is_plain = model.steps_per_execution == 1 and not model.run_eagerly
     return is_plain and own_method(model) is None and batch_hook(run.callbacks) is None

@@ -5,7 +5,11 @@ Every rule was measured; `docs/training.md` has the numbers.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +61,36 @@ _XLA_LAYERS = {
     "Subtract",
 }
 
+_jit_compile: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""What was asked for when a model was compiled: True, False or "auto"."""
+
+
+@contextmanager
+def noted_compilations() -> Iterator[None]:
+    """Note with which `jit_compile` models are compiled meanwhile, for `choose_plan`.
+
+    Keras keeps True or False only. On the CPU, "auto" and False cannot be told apart afterwards.
+    """
+    import keras
+
+    compile_model = keras.Model.compile
+    own = "compile" in vars(keras.Model)
+
+    @functools.wraps(compile_model)
+    def noted(model: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments = inspect.signature(compile_model).bind(model, *args, **kwargs).arguments
+        _jit_compile[model] = arguments.get("jit_compile", "auto")
+        return compile_model(model, *args, **kwargs)
+
+    keras.Model.compile = noted
+    try:
+        yield
+    finally:
+        if own:
+            keras.Model.compile = compile_model
+        else:
+            del keras.Model.compile
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -75,6 +109,9 @@ class Plan:
 def choose_plan(model: Any, steps: int, callbacks: Sequence[Any] = ()) -> Plan:
     """Choose how to train a model.
 
+    XLA compiles a model only if it was compiled, in `noted_compilations`, with `jit_compile` True
+    or "auto": it is not known of other models whether they forbid it.
+
     Args:
         model: A compiled and built `keras.Model`.
         steps: The largest number of batches that are trained.
@@ -86,7 +123,12 @@ def choose_plan(model: Any, steps: int, callbacks: Sequence[Any] = ()) -> Plan:
     other = sorted({type(part).__name__ for part in _parts(model) if not _suits_xla(part)})
     if other:
         return Plan("graph", f"has {', '.join(other)}")
-    if on_cpu() and steps < XLA_PAYS_AFTER_STEPS:
+    asked = _jit_compile.get(model)
+    if asked is None:
+        return Plan("graph", "it is not known whether it is compiled with jit_compile=False")
+    if not asked:
+        return Plan("graph", "it is compiled with jit_compile=False")
+    if asked == "auto" and on_cpu() and steps < XLA_PAYS_AFTER_STEPS:
         return Plan("graph", f"{steps} steps are over before XLA's compilation pays")
     return Plan("xla", "dense layers only")
 

@@ -22,6 +22,7 @@ import optuna
 from objectives.training.checkpoint import copy_values
 from objectives.training.checkpointer import Checkpointer
 from objectives.training.judge import Judge
+from objectives.training.memory import UnsavedMemory
 from objectives.training.recorder import FitResult, Recorder, check_monitor, scalars
 from objectives.training.seeds import EpochSeeds
 from objectives.training.settings import TrainingSettings
@@ -42,6 +43,7 @@ class TrainingRun:
         callbacks: The user's Keras callbacks.
         seeds: The random numbers of the current epoch.
         stopper: Ends the run.
+        memory: What the callbacks have changed that no checkpoint holds.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class TrainingRun:
         self._checkpointer = Checkpointer(model, trial, settings, n_examples, callbacks)
         self.stopper = Stopper(model, trial, self._recorder, self._checkpointer)
         self.seeds = EpochSeeds(model, settings.seed, n_examples)
+        self.memory = UnsavedMemory(callbacks)
 
     def resume(self) -> bool:
         """Restore the trial's checkpoint, if it has one; return whether epochs are left to train.
@@ -115,12 +118,17 @@ class TrainingRun:
         import keras
 
         return keras.callbacks.LambdaCallback(
-            on_train_begin=lambda logs: self._checkpointer.restore_callbacks(),
+            on_train_begin=lambda logs: self._begin(),
             on_epoch_begin=lambda epoch, logs: self.seeds.begin_epoch(epoch),
             on_train_batch_end=lambda batch, logs: self.stopper.check(),
             on_test_batch_end=lambda batch, logs: self.stopper.check(),
             on_epoch_end=lambda epoch, logs: self._end_epoch(logs or {}),
+            on_train_end=lambda logs: self.memory.end(),
         )
+
+    def _begin(self) -> None:
+        self._checkpointer.restore_memory()
+        self.memory.begin()
 
     def _end_epoch(self, logs: Mapping[str, Any]) -> None:
         if self.stopper.reason is not None:

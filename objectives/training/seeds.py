@@ -7,12 +7,13 @@ that another process continues trains as it would have in the first process.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from objectives.data.arrays import Array
+from objectives.training.unlisted import unlisted_variables
 
 _SEED_VARIABLE = "seed_generator_state"
 
@@ -31,12 +32,13 @@ class EpochSeeds:
         self._seed = seed
         self._n_examples = n_examples
         self._epoch = 0
+        self._unlisted = unlisted_variables(model).seeds
 
     def begin_epoch(self, epoch: int) -> None:
         """Seed the random layers for an epoch, which becomes the current one."""
         self._epoch = epoch
-        reseed(self._model, self._seed, epoch)
-        reseed_globals(self._seed, epoch)
+        reseed(self._model, self._seed, epoch, self._unlisted)
+        reseed_globals(self._seed, epoch, eager=bool(self._model.run_eagerly))
 
     def order(self) -> Array:
         """Return the order of the examples in the current epoch: int32 [n]."""
@@ -48,64 +50,47 @@ def epoch_order(seed: int, epoch: int, n: int) -> Array:
     return np.random.RandomState([seed, epoch, 0]).permutation(n).astype(np.int32)
 
 
-def reseed(model: Any, seed: int, epoch: int) -> None:
+def reseed(model: Any, seed: int, epoch: int, unlisted: Sequence[Any] = ()) -> None:
     """Set the seed of each random part of the model to its value at the start of an epoch.
 
-    These are its layers, and the `keras.random.SeedGenerator`s in its loss and its metrics.
+    Args:
+        model: Its layers are seeded.
+        seed: The trial's seed.
+        epoch: The epoch, from 0.
+        unlisted: The states of `SeedGenerator`s elsewhere: in the loss, in the metrics, in
+            functions.
     """
     generators = [v for v in model.variables if v.path.endswith(_SEED_VARIABLE)]
-    known = {id(variable) for variable in generators}
-    others = [v for v in _loss_generators(model) if id(v) not in known]
-    generators = [*generators, *others]
+    generators = [*generators, *unlisted]
     drawn = np.random.RandomState([seed, epoch, 1]).randint(1, 2**31 - 1, len(generators))
     for variable, start in zip(generators, drawn, strict=True):
         variable.assign(np.array([start, 0], dtype=variable.dtype))
 
 
-def reseed_globals(seed: int, epoch: int) -> None:
-    """Seed the generators of Python and numpy, and the one of `keras.random` without a seed."""
+def reseed_globals(seed: int, epoch: int, *, eager: bool = False) -> None:
+    """Seed the generators of Python, numpy and torch, and `keras.random` without a seed.
+
+    Args:
+        seed: The trial's seed.
+        epoch: The epoch, from 0.
+        eager: Whether the model runs eagerly. TensorFlow's own generators are seeded then; in a
+            graph they would draw the same numbers in every epoch.
+    """
+    import keras
     from keras.src.random.seed_generator import global_seed_generator
 
-    drawn = np.random.RandomState([seed, epoch, 2]).randint(1, 2**31 - 1, 3)
+    drawn = np.random.RandomState([seed, epoch, 2]).randint(1, 2**31 - 1, 4).tolist()
     # First, because it draws a number of Python's when it is made.
     state = global_seed_generator().state
-    random.seed(int(drawn[0]))
-    np.random.seed(int(drawn[1]))
+    random.seed(drawn[0])
+    np.random.seed(drawn[1])
     state.assign(np.array([drawn[2], 0], dtype=state.dtype))
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
 
+        torch.manual_seed(drawn[3])
+    elif backend == "tensorflow" and eager:
+        import tensorflow as tf
 
-def _loss_generators(model: Any) -> Iterator[Any]:
-    """Yield the state of each SeedGenerator in the loss and the metrics, and in their closures."""
-    import keras
-
-    left = [model.loss, getattr(model, "_compile_metrics", None)]
-    seen: set[int] = set()
-    while left:
-        part = left.pop()
-        if id(part) in seen or isinstance(part, keras.Variable | keras.layers.Layer):
-            continue
-        seen.add(id(part))
-        if isinstance(part, keras.random.SeedGenerator):
-            yield part.state
-        else:
-            left.extend(_contents(part))
-
-
-def _contents(part: Any) -> list[Any]:
-    """Return what a container, a function or an object of a loss or a metric holds."""
-    if isinstance(part, dict):
-        return list(part.values())
-    if isinstance(part, list | tuple):
-        return list(part)
-    cells = getattr(part, "__closure__", None) or ()
-    held = [cell.cell_contents for cell in cells if _is_filled(cell)]
-    if callable(part) or type(part).__module__.startswith("keras."):
-        held += list(getattr(part, "__dict__", {}).values())
-    return held
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # the variable of an enclosing function that was never set
-        return False
+        tf.random.set_seed(drawn[3])

@@ -20,6 +20,7 @@ class TrainingSettings:
         checkpoint_every: Save a checkpoint every this many epochs; 0: never.
         seed: The seed of the order of the examples and of the random layers.
         validation_batch_size: Examples in a batch of the validation; 0: `batch_size`.
+        deterministic: Whether TensorFlow's operations are deterministic.
     """
 
     epochs: int
@@ -30,6 +31,7 @@ class TrainingSettings:
     checkpoint_every: int = 1
     seed: int = 0
     validation_batch_size: int = 0
+    deterministic: bool = True
 
     def __post_init__(self) -> None:
         if not self.validation_batch_size:

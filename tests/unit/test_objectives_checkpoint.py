@@ -256,6 +256,7 @@ def _remembers(trial: optuna.Trial) -> list[Any]:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.losses.append(float(logs["loss"]))
             self.epochs_by_name[f"epoch {epoch}"] = epoch
+            self.seen.add(epoch)
             self.model.optimizer.learning_rate = 0.01 / (1 + sum(self.losses))
 
     return [Remembers()]

@@ -10,6 +10,7 @@ import optuna
 import pytest
 from tiny import DATASET, compiled, convolutional, dense, training_settings
 
+from objectives import KerasObjective
 from objectives.training import plan
 from objectives.training.fit import fit, prepare
 
@@ -44,7 +45,9 @@ def _two_inputs(model: Any) -> Any:
 def test_the_plan_follows_the_rules(
     change: Callable[[Any], Any], steps: int, how: str, why: str
 ) -> None:
-    chosen = plan.choose_plan(compiled(change(dense())), steps)
+    with plan.noted_compilations():
+        model = compiled(change(dense()))
+    chosen = plan.choose_plan(model, steps)
     assert chosen.how == how
     assert why in chosen.why
 
@@ -65,3 +68,61 @@ def test_training_batch_by_batch_is_logged_once(
             model = compiled(_own_step(dense()))
             fit(model, DATASET, training_settings(epochs=1), optuna.trial.FixedTrial({}))
     assert caplog.text.count("batch by batch: it has a train_step of its own") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "how"),
+    [
+        ({}, 10_000, "xla"),
+        ({"jit_compile": "auto"}, 10_000, "xla"),
+        ({"jit_compile": False}, 10_000, "graph"),
+        ({"jit_compile": True}, 10, "xla"),
+        ({}, 10, "graph"),
+    ],
+)
+def test_xla_compiles_no_model_that_forbids_it(
+    asked: dict[str, Any], steps: int, how: str
+) -> None:
+    import keras
+
+    class OwnCompile(keras.Sequential):
+        def compile(self, **options: Any) -> None:
+            super().compile("sgd", **options)
+
+    before = keras.Model.compile
+    with plan.noted_compilations():
+        sequential = dense()
+        ways = [sequential, keras.Model(sequential.inputs, sequential.outputs)]
+        for model in ways:
+            model.compile("sgd", "mse", **asked)
+        own = OwnCompile(dense().layers)
+        own.compile(loss="mse", **asked)
+    assert keras.Model.compile is before and "compile" not in vars(keras.Model)
+    assert [plan.choose_plan(model, steps).how for model in ways] == [how] * 2
+    assert plan._jit_compile[own] == asked.get("jit_compile", "auto")
+
+
+def test_xla_compiles_no_model_of_which_it_is_not_known() -> None:
+    chosen = plan.choose_plan(compiled(dense()), 10_000)
+    assert (chosen.how, chosen.why[:16]) == ("graph", "it is not known ")
+
+
+@pytest.mark.parametrize(("asked", "how"), [({}, "xla"), ({"jit_compile": False}, "graph")])
+def test_an_objective_trains_by_xla_unless_its_build_forbids_it(
+    asked: dict[str, Any], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "XLA_PAYS_AFTER_STEPS", 0)
+
+    def build(trial: optuna.Trial, data: Any) -> Any:
+        model = dense()
+        model.compile("sgd", "sparse_categorical_crossentropy", **asked)
+        return model
+
+    def load() -> Any:
+        return DATASET.train
+
+    changes = {"monitor": "val_loss", "epochs": 1, "batch_sizes": 32}
+    objective = KerasObjective("tiny", load, build).configured(changes)
+    trial = optuna.trial.FixedTrial({"batch_size": 32}, number=3)
+    objective(trial)
+    assert trial.user_attrs["training"]["how"] == how

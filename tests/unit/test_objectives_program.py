@@ -61,10 +61,10 @@ def test_a_model_that_xla_cannot_compile_runs_as_a_graph(caplog: pytest.LogCaptu
         tf.numpy_function(lambda x: seen.append("a batch"), [batch[0]], [])
 
     with caplog.at_level(logging.INFO, "studyhall"):
-        Program(step, 10, xla=True).run(
-            Piece(tf.range(20), tf.range(20), tf.range(20), 20), lambda: False
-        )
+        program = Program(step, 10, xla=True)
+        program.run(Piece(tf.range(20), tf.range(20), tf.range(20), 20), lambda: False)
     assert seen == ["a batch"] * 2
+    assert not program.xla
     assert "a graph is used" in caplog.text
 
 

@@ -28,6 +28,9 @@ from objectives.mnist import mlp
         ("validation_fraction", "0.2", 0.2),
         ("monitor", "val_loss", "val_loss"),
         ("mode", "min", "min"),
+        ("deterministic", "false", False),
+        ("deterministic", "True", True),
+        ("deterministic", False, False),
     ],
 )
 def test_takes_strings_and_json(name: str, value: Any, expected: Any) -> None:
@@ -59,6 +62,8 @@ def test_takes_strings_and_json(name: str, value: Any, expected: Any) -> None:
         ("monitor", ""),
         ("monitor", 3),
         ("mode", "maximum"),
+        ("deterministic", "0"),
+        ("deterministic", None),
     ],
 )
 def test_refuses_a_bad_value_in_one_line_that_says_what_is_allowed(name: str, value: Any) -> None:

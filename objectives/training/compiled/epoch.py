@@ -46,8 +46,8 @@ class EpochTrainer:
         self._programs = programs
         self._should_stop = should_stop
         train, test = programs.train, programs.test
-        self._train_feed = make_feed(dataset.train, train.batch_size, resident_limit)
-        self._test_feed = make_feed(dataset.validation, test.batch_size, resident_limit)
+        self._train_feed = make_feed(dataset.train_arrays, train.batch_size, resident_limit)
+        self._test_feed = make_feed(dataset.validation_arrays, test.batch_size, resident_limit)
         self._order = order
         self._test_order = np.arange(dataset.validation.size, dtype=np.int32)
 

@@ -10,13 +10,13 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from objectives.data.arrays import Array, Examples
+from objectives.data.arrays import Array
 from objectives.training.plan import on_cpu
 
 _log = logging.getLogger("studyhall")
@@ -37,12 +37,14 @@ class Piece:
         y: Targets.
         order: Row numbers, int32. All pieces of a feed have an `order` of the same length.
         n: How many row numbers count; those behind them only fill the length.
+        weights: Sample weights; None: all are equal.
     """
 
     x: Any
     y: Any
     order: Any
     n: int
+    weights: Any = None
 
 
 class Feed(Protocol):
@@ -52,40 +54,40 @@ class Feed(Protocol):
         """Yield the examples in this order, piece after piece."""
 
 
-def make_feed(examples: Examples, batch_size: int, limit: float | None = None) -> Feed:
+def make_feed(arrays: Sequence[Array], batch_size: int, limit: float | None = None) -> Feed:
     """Return a resident feed if the examples fit into `limit` bytes, else a streamed one.
 
     Args:
-        examples: The examples to bring.
+        arrays: The examples to bring: inputs, targets and, if there are any, sample weights.
         batch_size: Pieces hold a whole number of batches.
         limit: None: what this device has room for.
     """
-    size = examples.x.nbytes + examples.y.nbytes
+    size = sum(array.nbytes for array in arrays)
     if size <= (_device_limit() if limit is None else limit):
-        return ResidentFeed(examples)
+        return ResidentFeed(arrays)
     _log.info("%d MB of examples do not fit on the device: they are streamed", size >> 20)
-    return StreamedFeed(examples, batch_size)
+    return StreamedFeed(arrays, batch_size)
 
 
 class ResidentFeed:
     """Keeps all examples on the device."""
 
-    def __init__(self, examples: Examples) -> None:
-        self._x, self._y = to_tensor(examples.x), to_tensor(examples.y)
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self._x, self._y, *self._weights = map(to_tensor, arrays)
 
     def pieces(self, order: Array) -> Iterator[Piece]:
         """Yield one piece with all examples."""
         import tensorflow as tf
 
-        yield Piece(self._x, self._y, tf.constant(order), len(order))
+        yield Piece(self._x, self._y, tf.constant(order), len(order), *self._weights)
 
 
 class StreamedFeed:
     """Keeps the examples in the host's memory; the next pieces travel while one is used."""
 
-    def __init__(self, examples: Examples, batch_size: int) -> None:
-        self._examples = examples
-        row = max(1, (examples.x.nbytes + examples.y.nbytes) // max(1, examples.size))
+    def __init__(self, arrays: Sequence[Array], batch_size: int) -> None:
+        self._arrays = arrays
+        row = max(1, sum(array.nbytes for array in arrays) // max(1, len(arrays[0])))
         self._size = batch_size * max(1, _PIECE_BYTES // (row * batch_size))
 
     def pieces(self, order: Array) -> Iterator[Piece]:
@@ -94,21 +96,21 @@ class StreamedFeed:
 
         size = min(self._size, len(order))
         rows = tf.range(size)
-        for n, x, y in self._dataset(order, size):
-            yield Piece(x, y, rows, int(n))
+        for n, x, y, *weights in self._dataset(order, size):
+            yield Piece(x, y, rows, int(n), *weights)
 
     def _dataset(self, order: Array, size: int) -> Any:
         import tensorflow as tf
 
-        def generate() -> Iterator[tuple[int, Array, Array]]:
+        def generate() -> Iterator[tuple[int | Array, ...]]:
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
                 filled = np.resize(rows, size)
-                yield len(rows), self._examples.x[filled], self._examples.y[filled]
+                yield len(rows), *(array[filled] for array in self._arrays)
 
         signature = (
             tf.TensorSpec((), tf.int32),
-            *(tf.TensorSpec((size, *a.shape[1:]), a.dtype) for a in self._examples),
+            *(tf.TensorSpec((size, *a.shape[1:]), a.dtype) for a in self._arrays),
         )
         dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
         return without_autotune(dataset.prefetch(2))

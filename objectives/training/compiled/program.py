@@ -15,12 +15,17 @@ from typing import Any
 from objectives.training.checkpoint import assign_values
 from objectives.training.compiled.dropout import HashedDropout, elementwise_dropouts
 from objectives.training.compiled.feed import Piece
-from objectives.training.plan import Plan
+from objectives.training.plan import How, Plan
+from objectives.training.random_ops import NotedStep
 
 _log = logging.getLogger("studyhall")
 
 _CALL_SECONDS = 1.0
 _MEASURED_STEPS = 8
+
+
+class _NotForXla(Exception):
+    """XLA would compile the step, but draw other random numbers than plain `fit`."""
 
 
 class Program:
@@ -34,12 +39,15 @@ class Program:
 
     Attributes:
         pace: The speed of the calls.
+        xla: Whether XLA compiles the loop; false once XLA has failed to.
+        random_ops: TensorFlow's own random operations in the step. They are known after a call.
     """
 
     def __init__(self, step: Callable[[Any], Any], batch_size: int, *, xla: bool) -> None:
-        self._step = step
+        self.random_ops: set[str] = set()
+        self._step = NotedStep(step, self.random_ops)
         self.batch_size = batch_size
-        self._xla = xla
+        self.xla = xla
         self._loop = self._compile(xla)
         self._last_batch_loop: Callable[..., Any] | None = None
         self.pace = Pace()
@@ -52,7 +60,8 @@ class Program:
             should_stop: Called before each call; the piece ends early if it returns true.
         """
         full, rest = divmod(piece.n, self.batch_size)
-        steps = full if self._xla else full + bool(rest)
+        apart = self.xla and rest
+        steps = full + bool(rest and not apart)
         done = 0
         while done < steps:
             if should_stop():
@@ -61,7 +70,7 @@ class Program:
             with self.pace.timed(count):
                 self._call(piece, done, done + count)
             done += count
-        if self._xla and rest:
+        if apart:
             self._call_last_batch(piece, full)
         return True
 
@@ -71,10 +80,12 @@ class Program:
         arguments = _arguments(piece, first, end)
         try:
             int(self._loop(*arguments))
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-            if not self._xla or self.pace.compiled:
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, _NotForXla) as error:
+            if not self.xla or self.pace.compiled:
                 raise
-            _log.info("XLA cannot compile this model, a graph is used: %s", error.message[:200])
+            reason = str(getattr(error, "message", error))[:200]
+            _log.info("XLA cannot compile this model, a graph is used: %s", reason)
+            self.xla = False
             self._loop = self._compile(xla=False)
             int(self._loop(*arguments))
 
@@ -88,12 +99,15 @@ class Program:
 
         size = self.batch_size
 
-        def loop(x: Any, y: Any, order: Any, n: Any, first: Any, end: Any) -> Any:
+        def loop(data: tuple[Any, ...], order: Any, n: Any, first: Any, end: Any) -> Any:
             def body(i: Any) -> Any:
                 start = i * size
                 count = size if xla else tf.minimum(size, n - start)
                 rows = tf.slice(order, [start], [count])
-                self._step((tf.gather(x, rows), tf.gather(y, rows)))
+                self._step(tuple(tf.gather(part, rows) for part in data))
+                drawing = self._step.random_ops | self._step.stateless_ops
+                if xla and drawing:
+                    raise _NotForXla(f"it has {', '.join(sorted(drawing))}")
                 return i + 1
 
             return tf.while_loop(lambda i: i < end, body, [first], parallel_iterations=1)[0]
@@ -172,6 +186,16 @@ class Programs:
         self.test = Program(model.test_step, validation_batch_size, xla=False)
         self.dropout = HashedDropout(elementwise_dropouts(model, plan))
 
+    @property
+    def how(self) -> How:
+        """How the model is trained: as planned, or as a graph if XLA could not compile it."""
+        return "xla" if self.train.xla else "graph"
+
+    @property
+    def random_ops(self) -> set[str]:
+        """TensorFlow's own random operations in the steps, once these have run."""
+        return self.train.random_ops | self.test.random_ops
+
     def copy_from(self, model: Any) -> None:
         """Start another training: copy variables and dropout rates of a model of equal layers."""
         assign_values(_variables(self.model), _variables(model))
@@ -186,7 +210,8 @@ class Programs:
 def _arguments(piece: Piece, first: int, end: int) -> tuple[Any, ...]:
     import tensorflow as tf
 
-    return (piece.x, piece.y, piece.order, *map(tf.constant, (piece.n, first, end)))
+    data = (piece.x, piece.y) if piece.weights is None else (piece.x, piece.y, piece.weights)
+    return (data, piece.order, *map(tf.constant, (piece.n, first, end)))
 
 
 def _variables(model: Any) -> list[Any]:
