@@ -298,6 +298,9 @@ class TrialStore(StudyStore):
 
     # Reading trials
 
+    def get_trial_param(self, trial_id: int, param_name: str) -> float:
+        return float(super().get_trial_param(trial_id, param_name))  # as a column holds it
+
     def get_trial(self, trial_id: int) -> FrozenTrial:
         with self._lock:
             for cache in self._caches.values():
