@@ -81,16 +81,15 @@ def tables(url: URL, schema: str) -> set[str]:
 
 SETTINGS = {
     "role": "ALTER ROLE {role} SET search_path = app",
-    "database": 'ALTER DATABASE "{database}" SET search_path = app, public',
     "hiding": "ALTER ROLE {role} SET search_path = service, public",
 }
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_search_path_of_a_role_or_a_database_changes_nothing(
+def test_the_search_path_of_a_role_changes_nothing(
     shell: Shell, server_url: str, owned: URL, setting: str
 ) -> None:
-    statement = SETTINGS[setting].format(role=owned.username, database=owned.database)
+    statement = SETTINGS[setting].format(role=owned.username)
     execute(server_url, statement)
     shell.environment["STUDYHALL_DATABASE_URL"] = owned.render_as_string(hide_password=False)
     shell("db", "upgrade")

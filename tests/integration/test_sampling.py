@@ -69,10 +69,10 @@ def test_tpe_suggests_what_optunas_suggests(
 
 
 @pytest.mark.parametrize("multivariate", [True, False])
-@pytest.mark.parametrize("names", ["optimizer", "optimizer layers", "units layers", "grid units"])
+@pytest.mark.parametrize("names", ["optimizer layers", "grid units"])
 def test_tpe_breaks_ties_as_optuna_does(engine: Engine, names: str, multivariate: bool) -> None:
     """In a discrete space, many candidates differ in the last bits of their rank only."""
-    for seed in range(3):
+    for seed in range(2):
         studies = [
             optuna.create_study(
                 storage=StudyStorage(engine), sampler=cls(seed=seed, multivariate=multivariate)
