@@ -25,6 +25,10 @@ _GROUPS = ("weights", "optimizer", "best", "unlisted")
 _TREES = ("callbacks", "hooks")
 
 
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RecursionError)
+"""What reading bytes that are no state may raise."""
+
+
 class StateError(ValueError):
     """Bytes that hold no state, or the state of another model or another training."""
 
@@ -96,7 +100,7 @@ class State:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 return cls._read(archive)
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (*_DAMAGE, zipfile.BadZipFile) as error:
             raise StateError(f"not the state of a training: {error}") from error
 
     @classmethod

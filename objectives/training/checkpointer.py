@@ -15,7 +15,12 @@ from objectives.training.checkpoint import (
     assign_values,
     copy_values,
 )
-from objectives.training.memory import callback_attributes, hook_state, parts_with_hooks
+from objectives.training.memory import (
+    callback_attributes,
+    hook_state,
+    parts_with_hooks,
+    restore_attributes,
+)
 from objectives.training.settings import TrainingSettings
 from objectives.training.unlisted import unlisted_variables
 
@@ -79,7 +84,7 @@ class Checkpointer:
         if self._state is None:
             return
         for callback, attributes in zip(self._callbacks, self._state.callbacks, strict=False):
-            vars(callback).update(attributes)
+            restore_attributes(callback, attributes)
         for name, part in self._hooks.items():
             if name in self._state.hooks:
                 part.set_state(self._state.hooks[name])

@@ -84,6 +84,20 @@ def callback_attributes(callback: Any) -> dict[str, Any]:
     return attributes
 
 
+def restore_attributes(callback: Any, saved: dict[str, Any]) -> None:
+    """Set saved attributes of a callback, but none that Keras's own classes name files by.
+
+    A checkpoint is a file: whoever can write it must not choose the folder that `BackupAndRestore`
+    removes, or the file that `ModelCheckpoint` writes.
+    """
+    left_out = _left_out(callback)
+    kinds = {cls.__name__ for cls in type(callback).__mro__ if is_of_keras(cls)}
+    names_files = bool(kinds - {"Callback"})
+    for name, value in saved.items():
+        if name not in left_out and not (names_files and isinstance(value, str)):
+            vars(callback)[name] = value
+
+
 class UnsavedMemory:
     """Finds what callbacks have changed in a training that no checkpoint holds.
 
@@ -161,9 +175,13 @@ def _is_number(dtype: Any) -> bool:
 
 def _attributes(callback: Any) -> dict[str, Any]:
     """Return a callback's attributes without the constructor arguments of Keras's classes."""
-    keras_classes = [cls for cls in type(callback).__mro__ if is_of_keras(cls)]
-    left_out = {"params", "model", "_model"}.union(*map(_arguments, keras_classes))
+    left_out = _left_out(callback)
     return {name: value for name, value in vars(callback).items() if name not in left_out}
+
+
+def _left_out(callback: Any) -> set[str]:
+    keras_classes = [cls for cls in type(callback).__mro__ if is_of_keras(cls)]
+    return {"params", "model", "_model"}.union(*map(_arguments, keras_classes))
 
 
 def _own_arguments(callback: Any) -> set[str]:

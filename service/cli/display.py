@@ -35,10 +35,16 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def visible(text: str) -> str:
-    """Text from the database in one line: a terminal obeys control characters."""
+def visible(text: str, kept: str = "") -> str:
+    """Text from the database in one line: a terminal obeys control characters.
+
+    Args:
+        text: The text.
+        kept: Control characters that stay as they are.
+    """
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode()
+        for char in text
     )
 
 
@@ -176,7 +182,10 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
     writer.writerow([*plain, "n_reported", *(f"params_{name}" for name in names)])
     for row in records:
         params = [row["params"].get(name) for name in names]
-        writer.writerow([*(row[key] for key in plain), len(row["intermediate_values"]), *params])
+        cells = [*(row[key] for key in plain), len(row["intermediate_values"]), *params]
+        writer.writerow(
+            [visible(cell, "\n\t") if isinstance(cell, str) else cell for cell in cells]
+        )
     return out.getvalue().rstrip("\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -26,6 +27,7 @@ from objectives import KerasObjective
 from objectives.mnist import mlp
 from objectives.training import plan
 from objectives.training.checkpoint import State
+from objectives.training.memory import restore_attributes
 
 RATES = {"now": 0.05}
 
@@ -481,3 +483,23 @@ def test_a_state_without_news_can_be_read_by_the_previous_release() -> None:
     state = State({}, [], False, [np.ones(2)], [], [], [{"wait": 1}])
     with np.load(io.BytesIO(state.to_bytes())) as archive:
         assert json.loads(str(archive["told"]))["version"] == 1
+
+
+def test_a_checkpoint_does_not_choose_the_files_of_keras_callbacks(tmp_path: Path) -> None:
+    folder = tmp_path / "backup"
+    callbacks = [keras.callbacks.BackupAndRestore(str(folder)), keras.callbacks.EarlyStopping()]
+    forged = {"backup_dir": "/elsewhere", "_weights_path": "/elsewhere/w", "wait": 7}
+    for callback in callbacks:
+        restore_attributes(callback, dict(forged))
+    assert vars(callbacks[0])["backup_dir"] == str(folder)
+    assert str(folder) in str(vars(callbacks[0])["_weights_path"])
+    assert vars(callbacks[1])["wait"] == 7 and "backup_dir" not in vars(callbacks[1])
+
+
+def test_a_callback_of_ones_own_gets_its_texts_back() -> None:
+    class Phases(keras.callbacks.Callback):
+        phase = "first"
+
+    callback = Phases()
+    restore_attributes(callback, {"phase": "second", "seen": [1]})
+    assert (callback.phase, vars(callback)["seen"]) == ("second", [1])
