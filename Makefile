@@ -31,7 +31,8 @@ tests: $(INSTALLED) ## pytest, in three processes with a PostgreSQL each
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
-	$(BIN)/python -m pytest tests/chaos -s --trials 40 --workers 4 $(CHAOS)
+	STUDYHALL_TEST_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/acceptance/test_kill_points.py \
+	  -s --trials 40 --workers 4 $(CHAOS)
 
 histories: $(INSTALLED) ## workers killed, suspended and cut off under a checker; planted bugs; slow
 	$(BIN)/python -m pytest tests/histories -s --histories 6 --history-seconds 60 $(HISTORIES)

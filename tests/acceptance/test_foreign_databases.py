@@ -81,7 +81,6 @@ def tables(url: URL, schema: str) -> set[str]:
 
 SETTINGS = {
     "role": "ALTER ROLE {role} SET search_path = app",
-    "hiding": "ALTER ROLE {role} SET search_path = service, public",
 }
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kill_points import EPOCH, POINTS
 from shell import Shell
 
 EPOCHS = 5
+pytestmark = pytest.mark.skipif(
+    "STUDYHALL_TEST_CHAOS" not in os.environ, reason="slow: run it by make chaos"
+)
 
 
 def trained(shell: Shell, folder: Path, study: str) -> tuple[list[dict[str, Any]], list[str]]:
