@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
-from service.cli.display import status
+from service.cli.display import status, visible
+from service.errors import COLOUR
 from service.studies.progress import Progress
 
+SPLIT = re.compile(f"({COLOUR.pattern})")
 WIDTH = 240
 """Columns of a log or a pipe, so that lines are not cut there."""
 
@@ -56,5 +61,8 @@ class LiveStatus:
             self._live.update(status(progress, self._monitor), refresh=True)
 
     def print_line(self, line: str) -> None:
-        """Print a line above the progress."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        """Print a line above the progress, with its colours but no other control characters."""
+        shown = "".join(
+            part if COLOUR.fullmatch(part) else visible(part, "\t") for part in SPLIT.split(line)
+        )
+        self._console.print(Text.from_ansi(shown), highlight=False, soft_wrap=True)
