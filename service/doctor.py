@@ -106,7 +106,7 @@ def examine(
                 skipped.append(name)
     if skipped:
         shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if skipped[5:] else "")
-        problem = f"nothing here allows to import those of {shown}, which are not examined"
+        problem = f"those of {shown} are not examined: nothing here allows their import"
         yield Finding("objectives", problem, "studyhall doctor STUDY says how", wrong=False)
 
 

@@ -70,11 +70,14 @@ def callback_attributes(callback: Any) -> dict[str, Any]:
 
     The arguments of the constructors of Keras's classes are left out, since Keras changes some of
     them: it turns the sign of a `min_delta` when it first uses it. So are arrays that the
-    constructor of a user's class got: they are data.
+    constructor of a user's class got: they are data. So are texts of what extends one of Keras's
+    own callbacks, which name files by them (`restore_attributes`).
     """
     given = _own_arguments(callback)
     attributes = {}
     for name, value in _attributes(callback).items():
+        if _may_name_a_file(callback, value):
+            continue
         try:
             copied = _copy(value, exact=True)
         except _NotStorable:
@@ -85,16 +88,14 @@ def callback_attributes(callback: Any) -> dict[str, Any]:
 
 
 def restore_attributes(callback: Any, saved: dict[str, Any]) -> None:
-    """Set saved attributes of a callback, but none that Keras's own classes name files by.
+    """Set saved attributes of a callback, except those that saving leaves out.
 
     A checkpoint is a file: whoever can write it must not choose the folder that `BackupAndRestore`
     removes, or the file that `ModelCheckpoint` writes.
     """
     left_out = _left_out(callback)
-    kinds = {cls.__name__ for cls in type(callback).__mro__ if is_of_keras(cls)}
-    names_files = bool(kinds - {"Callback"})
     for name, value in saved.items():
-        if name not in left_out and not (names_files and isinstance(value, str)):
+        if name not in left_out and not _may_name_a_file(callback, value):
             vars(callback)[name] = value
 
 
@@ -182,6 +183,12 @@ def _attributes(callback: Any) -> dict[str, Any]:
 def _left_out(callback: Any) -> set[str]:
     keras_classes = [cls for cls in type(callback).__mro__ if is_of_keras(cls)]
     return {"params", "model", "_model"}.union(*map(_arguments, keras_classes))
+
+
+def _may_name_a_file(callback: Any, value: Any) -> bool:
+    """Return whether this is a text, and the callback extends one of Keras's own callbacks."""
+    kinds = {cls.__name__ for cls in type(callback).__mro__ if is_of_keras(cls)}
+    return isinstance(value, str) and kinds != {"Callback"}
 
 
 def _own_arguments(callback: Any) -> set[str]:

@@ -33,16 +33,16 @@ def work(
     Raises:
         WorkFailed: The study ended without a complete trial, or failures stopped it.
     """
+    resume = command("resume", study, permission, worker_options.workers)
     if study.progress().state not in ENDED:
         require(study, permission)
         code = run_pool(hall, study, worker_options, data_dir, permission)
         if code == 130:
-            resume = command("resume", study, permission, worker_options.workers)
             line = display.visible(f"interrupted; go on with: {resume}")
             err.print(line, markup=False, soft_wrap=True)
         if code:
             sys.exit(code)
-    conclude(study, command("resume", study, permission, worker_options.workers))
+    conclude(study, resume)
 
 
 def command(name: str, study: Study, permission: Permission, workers: int | None = None) -> str:

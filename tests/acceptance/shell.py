@@ -24,10 +24,12 @@ class Shell:
     environment: dict[str, str]
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def __call__(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *words: str, check: bool = True, folder: Path = TESTS
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*COMMAND, *words],
-            cwd=TESTS,
+            cwd=folder,
             env=self.environment,
             capture_output=True,
             text=True,

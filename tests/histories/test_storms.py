@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy
 from digest_comparison import check_digests
 from optuna.trial import TrialState
+from sqlalchemy.engine import Engine
 
 from service import Budget, Hall, Settings, Spec, Study, database
 from service.database.connection import SharedConnection
@@ -82,14 +83,20 @@ def _run(
         queue.put(repr(error))
 
 
+def together(engine: Engine, study_ids: list[int], barrier: Barrier) -> Iterator[int]:
+    """Yield each study once all processes are connected and have come to it."""
+    for study_id in study_ids:
+        SharedConnection.of(engine).query("SELECT 1")
+        barrier.wait(60)
+        yield study_id
+
+
 def claim_all(
     url: str, study_ids: list[int], barrier: Barrier, index: int, found: list[Any]
 ) -> None:
     """Claim until the budget of each study is spent."""
     engine = database.create_engine(url)
-    for study_id in study_ids:
-        SharedConnection.of(engine).query("SELECT 1")
-        barrier.wait(60)
+    for study_id in together(engine, study_ids, barrier):
         while lease := leases.claim(engine, study_id, f"w{index}", LONG):
             found.append((study_id, lease.trial_id, lease.number, lease.token))
 
@@ -112,9 +119,7 @@ def claim_or_create(
     """Half of the processes claim; the others begin trials as plain Optuna does."""
     engine = database.create_engine(url)
     storage = StudyStorage(engine)
-    for study_id in study_ids:
-        SharedConnection.of(engine).query("SELECT 1")
-        barrier.wait(60)
+    for study_id in together(engine, study_ids, barrier):
         for _ in range(6):
             if index % 2:
                 found.append((study_id, storage.create_new_trial(study_id)))
@@ -150,11 +155,11 @@ def take_over(
 ) -> None:
     """All processes claim the one interrupted trial of each study."""
     engine = database.create_engine(url)
-    for study_id in study_ids:
-        SharedConnection.of(engine).query("SELECT 1")
-        barrier.wait(60)
-        if lease := leases.claim(engine, study_id, f"w{index}", LONG):
-            found.append((study_id, lease.attempt))
+    found += [
+        (study_id, lease.attempt)
+        for study_id in together(engine, study_ids, barrier)
+        if (lease := leases.claim(engine, study_id, f"w{index}", LONG))
+    ]
 
 
 def test_an_interrupted_trial_is_taken_over_once(hall: Hall, database_url: str) -> None:

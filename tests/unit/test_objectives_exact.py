@@ -27,7 +27,11 @@ from objectives import KerasObjective
 from objectives.mnist import mlp
 from objectives.training import plan
 from objectives.training.checkpoint import State
-from objectives.training.memory import restore_attributes
+from objectives.training.memory import (
+    UnsavedMemory,
+    callback_attributes,
+    restore_attributes,
+)
 
 RATES = {"now": 0.05}
 
@@ -494,6 +498,22 @@ def test_a_checkpoint_does_not_choose_the_files_of_keras_callbacks(tmp_path: Pat
     assert vars(callbacks[0])["backup_dir"] == str(folder)
     assert str(folder) in str(vars(callbacks[0])["_weights_path"])
     assert vars(callbacks[1])["wait"] == 7 and "backup_dir" not in vars(callbacks[1])
+
+
+def test_texts_that_are_not_saved_are_reported_once_they_change() -> None:
+    class Phases(keras.callbacks.EarlyStopping):
+        phase = "first"
+
+    callback = Phases()
+    callback.phase = "first"
+    memory = UnsavedMemory([callback])
+    memory.begin()
+    memory.end()
+    assert memory.changed == []
+    callback.phase = "second"
+    memory.end()
+    assert memory.changed == ["Phases.phase"]
+    assert "phase" not in callback_attributes(callback)
 
 
 def test_a_callback_of_ones_own_gets_its_texts_back() -> None:
