@@ -112,6 +112,7 @@ SAMPLING_ATTRIBUTES = {
         "_sample_relative",
         "_warn_independent_sampling",
     ),
+    "GridSampler": ("_get_unvisited_grid_ids", "_n_min_trials"),
     "PercentilePruner": (
         "_interval_steps",
         "_n_min_trials",
@@ -131,8 +132,9 @@ def is_tested() -> bool:
 def warn_untested() -> None:
     """Say, once a process, that Optuna's own sampler and pruners are used."""
     log.warning(
-        "Optuna %s is not tested with this studyhall: tpe, median and percentile are Optuna's own "
-        "classes, which are slower in large studies; to use studyhall's, install optuna %s.x",
+        "Optuna %s is not tested with this studyhall: tpe, grid, median and percentile are "
+        "Optuna's own classes, which are slower in large studies; to use studyhall's, install "
+        "optuna %s.x",
         optuna.__version__,
         TESTED,
     )
@@ -211,6 +213,7 @@ def _problems_of_sampling() -> Iterator[str]:
         if _value(*place) != text:
             yield f"{'.'.join(place)} is not {text!r}"
     instances = {
+        "GridSampler": optuna.samplers.GridSampler({"x": [0]}),
         "TPESampler": optuna.samplers.TPESampler(),
         "PercentilePruner": optuna.pruners.PercentilePruner(25.0),
     }

@@ -216,6 +216,61 @@ class WarmUp(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = 0.01 * self.calls
 
 
+class Acts(keras.callbacks.Callback):
+    """Does something with the model that is trained."""
+
+    def __init__(self, act: Callable[[Any], Any], at: str = "train", epoch: int = 0) -> None:
+        super().__init__()
+        self.act, self.at, self.epoch = act, at, epoch
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.at == "train":
+            self.act(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if (self.at, self.epoch) == ("epoch", epoch):
+            self.act(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self.at == "end":
+            self.act(self.model)
+
+
+FEW = DATASET.validation.x[:5], DATASET.validation.y[:5]
+
+
+def set_rate_by_evaluating(model: Any) -> None:
+    loss = model.evaluate(*FEW, verbose=0, return_dict=True)["loss"]
+    model.optimizer.learning_rate = 0.01 * loss
+
+
+def train_on_few(model: Any) -> None:
+    model.train_on_batch(*FEW)
+    model.test_on_batch(*FEW)
+
+
+def set_momentum(model: Any) -> None:
+    model.optimizer.momentum = 0.9
+
+
+def set_dropout_rate(model: Any) -> None:
+    model.get_layer("dropped").rate = 0.9
+
+
+def freeze(model: Any) -> None:
+    model.layers[-1].trainable = False
+
+
+def freeze_and_trace_again(model: Any) -> None:
+    freeze(model)
+    model.make_train_function(force=True)
+
+
+def acting(make: Make, act: Callable[[Any], Any], *when: Any) -> Animal:
+    """A model of which a callback does something."""
+    return Animal(make, 0.1, 0.3, "plain", lambda: [Acts(act, *when)])
+
+
 def regularized(factor: float) -> Any:
     return classifier(layers.Dense(4, kernel_regularizer=keras.regularizers.L2(factor)))
 
@@ -410,6 +465,21 @@ ZOO = {
     "warm-up": Animal(sgd_rate, 0.1, 0.1, "plain", lambda: [WarmUp()]),
     "plateau": Animal(
         sgd_rate, 0.1, 0.1, "graph", lambda: [keras.callbacks.ReduceLROnPlateau("loss", 0.1, 1)]
+    ),
+    "evaluated by a callback": acting(sgd_rate, set_rate_by_evaluating, "end"),
+    "trained by a callback": acting(sgd_rate, train_on_few, "end"),
+    "momentum by a callback": acting(lambda v: sgd(momentum=v), set_momentum),
+    "dropout rate by a callback": acting(
+        lambda v: classifier(layers.Dropout(v, seed=1, name="dropped")), set_dropout_rate
+    ),
+    "frozen by a callback": acting(sgd_rate, freeze, "epoch"),
+    "frozen and traced again": acting(sgd_rate, freeze_and_trace_again, "epoch", 1),
+    "rate by a function": Animal(
+        sgd_rate,
+        0.1,
+        0.1,
+        "plain",
+        lambda: [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.3)],
     ),
     "swap ema": Animal(
         lambda v: sgd(use_ema=True, ema_momentum=v),

@@ -82,3 +82,14 @@ def as_labels(y: Array) -> Array | None:
         return labels
     with np.errstate(invalid="ignore"):
         return labels if (np.mod(labels, 1) == 0).all() else None
+
+
+def as_floatx(array: Array, floatx: str) -> Array:
+    """Return floats of any kind, ml_dtypes' too, as `floatx`; other arrays as they are."""
+    is_float = array.dtype.kind == "f" or "float" in array.dtype.name
+    return array.astype(floatx) if is_float and array.dtype.name != floatx else array
+
+
+def in_native_order(array: Array) -> Array:
+    """Return an array in this machine's byte order, which TensorFlow demands."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

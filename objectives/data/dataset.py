@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,6 +52,18 @@ class Dataset:
     def validation_arrays(self) -> tuple[Array, ...]:
         """The same of the validation part."""
         return _with_weights(self.validation, self.validation_sample_weight)
+
+    def mapped(self, function: Callable[[Array], Array]) -> Dataset:
+        """Return a data set with other arrays: inputs, targets and weights of both parts."""
+        weights = (self.sample_weight, self.validation_sample_weight)
+        train, validation = (None if weight is None else function(weight) for weight in weights)
+        return replace(
+            self,
+            train=Examples(*map(function, self.train)),
+            validation=Examples(*map(function, self.validation)),
+            sample_weight=train,
+            validation_sample_weight=validation,
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

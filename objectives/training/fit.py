@@ -13,11 +13,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import optuna
 
-from objectives.data.arrays import class_sample_weights
+from objectives.data.arrays import as_floatx, class_sample_weights, in_native_order
 from objectives.data.dataset import Dataset
 from objectives.errors import BuildError
 from objectives.training.checkpoint import assign_values, copy_values
@@ -100,12 +101,14 @@ def fit(
     """
     if class_weight is not None:
         dataset = _with_class_weight(dataset, class_weight)
+    dataset = _as_keras_takes(dataset)
     steps = settings.epochs * math.ceil(dataset.train.size / settings.batch_size)
     plan = choose_plan(model, steps, callbacks)
     _check_batches(model, dataset, settings)
     if plan.how == "plain":
         message = f"{type(model).__name__} is trained batch by batch: {plan.why}"
         _log_once(plan.why, logging.INFO, message)
+    _check_labels(model, dataset)
     with _unchanged_state(model):
         _build(model, dataset, plan, settings.monitor)
     attributes: dict[str, Any] = {"how": plan.how, "n_weights": model.count_params()}
@@ -196,6 +199,18 @@ def _mismatch_named(model: Any) -> Iterator[None]:
         raise
 
 
+def _as_keras_takes(dataset: Dataset) -> Dataset:
+    """Convert arrays as `keras.Model.fit` does: floats to Keras's `floatx`."""
+    import keras
+
+    return _converted(dataset, keras.config.floatx())
+
+
+@lru_cache(maxsize=1)
+def _converted(dataset: Dataset, floatx: str) -> Dataset:
+    return dataset.mapped(lambda array: in_native_order(as_floatx(array, floatx)))
+
+
 def _with_class_weight(dataset: Dataset, class_weight: Mapping[int, float]) -> Dataset:
     if dataset.sample_weight is not None:
         raise BuildError("a data set with sample weights takes no class_weight, as in Keras")
@@ -232,6 +247,30 @@ def _check_batches(model: Any, dataset: Dataset, settings: TrainingSettings) -> 
             raise BuildError(
                 f"the model takes batches of exactly {size} examples, but {n} examples come in "
                 f"batches of {batch_size}: leave the batch size of its input open"
+            )
+
+
+def _check_labels(model: Any, dataset: Dataset) -> None:
+    """Check that a model with one of Keras's sparse losses has an output for each label.
+
+    TensorFlow fails at another label on the CPU; on a GPU, and by XLA, the loss becomes NaN.
+    """
+    import keras
+
+    sparse = keras.losses.SparseCategoricalCrossentropy
+    loss = keras.losses.get(model.loss) if isinstance(model.loss, str) else model.loss
+    if type(loss) is not sparse and loss is not keras.losses.sparse_categorical_crossentropy:
+        return
+    outputs = getattr(model, "outputs", None)  # a model of the user's own class has none
+    if not outputs or len(outputs) > 1 or outputs[0].shape[-1] is None:
+        return
+    n, ignored = outputs[0].shape[-1], getattr(loss, "ignore_class", None)
+    for y in (dataset.train.y, dataset.validation.y):
+        labels = y if ignored is None else y[y != ignored]
+        if labels.size and not 0 <= labels.min() <= labels.max() < n:
+            raise BuildError(
+                f"labels go from {labels.min()} to {labels.max()}, but the model has outputs for "
+                f"0 to {n - 1}"
             )
 
 

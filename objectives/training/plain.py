@@ -13,7 +13,7 @@ from typing import Any
 
 from objectives.data.arrays import Array
 from objectives.data.dataset import Dataset
-from objectives.training.plan import batch_hook, own_method
+from objectives.training.plan import callback_reason, own_method
 from objectives.training.run import TrainingRun
 
 _EXAMPLES_PER_EXECUTION = 8192
@@ -109,7 +109,7 @@ def _may_share_calls(run: TrainingRun) -> bool:
         return False
     model = run.model
     is_plain = model.steps_per_execution == 1 and not model.run_eagerly
-    return is_plain and own_method(model) is None and batch_hook(run.callbacks) is None
+    return is_plain and own_method(model) is None and callback_reason(run.callbacks) is None
 
 
 def _steps_per_execution(model: Any, n: int, batch_size: int) -> int:

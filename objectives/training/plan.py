@@ -37,6 +37,17 @@ _BATCH_HOOKS = (
     "on_test_batch_begin",
     "on_test_batch_end",
 )
+_KNOWN_CALLBACKS = (
+    "BackupAndRestore",
+    "CSVLogger",
+    "EarlyStopping",
+    "History",
+    "ModelCheckpoint",
+    "ReduceLROnPlateau",
+    "SwapEMAWeights",
+    "TensorBoard",
+    "TerminateOnNaN",
+)
 _XLA_LAYERS = {
     "Activation",
     "Add",
@@ -117,7 +128,7 @@ def choose_plan(model: Any, steps: int, callbacks: Sequence[Any] = ()) -> Plan:
         steps: The largest number of batches that are trained.
         callbacks: The user's `keras.callbacks.Callback`s.
     """
-    reason = unsupported_reason(model) or batch_hook(callbacks)
+    reason = unsupported_reason(model) or callback_reason(callbacks)
     if reason:
         return Plan("plain", reason)
     other = sorted({type(part).__name__ for part in _parts(model) if not _suits_xla(part)})
@@ -151,6 +162,8 @@ def unsupported_reason(model: Any) -> str | None:
         return f"its batches have a fixed size of {fixed_batch_size(model)}"
     if any(getattr(layer, "stateful", False) is True for layer in leaf_layers(model)):
         return "it has a layer that keeps its state from batch to batch"
+    if keras.config.max_steps_per_epoch():
+        return "keras.config limits the steps of an epoch"
     if model.run_eagerly:
         return "it is compiled with run_eagerly=True"
     if _is_distributed():
@@ -171,13 +184,41 @@ def own_method(model: Any) -> str | None:
     return None
 
 
-def batch_hook(callbacks: Sequence[Any]) -> str | None:
-    """Return why callbacks need to be called for each batch; None if they do not."""
+def callback_reason(callbacks: Sequence[Any]) -> str | None:
+    """Return why callbacks need Keras's own loop; None if they do not.
+
+    A user's code can do anything to the model: evaluate it, train it, or change what is read when
+    a step is traced. Only Keras's own callbacks are known to read and assign variables only.
+    """
     for callback in callbacks:
-        if not _saves_after_epochs(callback):
-            for name in _BATCH_HOOKS:
-                if not hasattr(getattr(callback, name, None), "_is_default"):
-                    return f"the callback {type(callback).__name__} has {name}"
+        name = type(callback).__name__
+        if not _is_known(callback):
+            return f"the callback {name} may do anything with the model"
+        hook = _batch_hook(callback)
+        if hook is not None:
+            return f"the callback {name} has {hook}"
+    return None
+
+
+def _is_known(callback: Any) -> bool:
+    """Return whether this is one of `_KNOWN_CALLBACKS`, and no function of it was replaced."""
+    import keras
+
+    classes = [getattr(keras.callbacks, name, None) for name in _KNOWN_CALLBACKS]
+    functions = (value for value in vars(callback).values() if inspect.isroutine(value))
+    return type(callback) in classes and all(_is_of_keras(function) for function in functions)
+
+
+def _batch_hook(callback: Any) -> str | None:
+    """Return the first hook for batches that a callback overrides and uses."""
+    import keras
+
+    savers = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
+    if type(callback) in savers and callback.save_freq == "epoch":
+        return None
+    for name in _BATCH_HOOKS:
+        if not hasattr(getattr(callback, name), "_is_default"):
+            return name
     return None
 
 
@@ -212,16 +253,12 @@ def _parts(model: Any) -> Iterator[Any]:
 
 
 def _suits_xla(part: Any) -> bool:
-    is_keras = type(part).__module__.startswith("keras.")
-    return is_keras and type(part).__name__ in (_XLA_LAYERS | {"Sequential", "Functional"})
+    name = type(part).__name__
+    return _is_of_keras(type(part)) and name in (_XLA_LAYERS | {"Sequential", "Functional"})
 
 
-def _saves_after_epochs(callback: Any) -> bool:
-    """Return whether a callback's hooks for batches do nothing, as it saves after epochs."""
-    import keras
-
-    savers = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
-    return type(callback) in savers and callback.save_freq == "epoch"
+def _is_of_keras(part: Any) -> bool:
+    return str(part.__module__).startswith("keras.")
 
 
 def _is_distributed() -> bool:

@@ -73,9 +73,15 @@ class Recorder:
         return FitResult(value, epoch, self.nan, self.history, self.best_weights)
 
 
+def numbers(logs: Mapping[str, Any]) -> dict[str, Array]:
+    """Return the logs that are numbers; a `train_step` of one's own may log texts."""
+    arrays = {name: np.asarray(value) for name, value in logs.items()}
+    return {name: array for name, array in arrays.items() if array.dtype.kind not in "OSUMm"}
+
+
 def scalars(logs: Mapping[str, Any]) -> dict[str, float]:
     """Return the logs that are single numbers; an `F1Score()` of several classes is not one."""
-    arrays = {name: np.asarray(value) for name, value in logs.items()}
+    arrays = numbers(logs)
     return {name: float(value.item()) for name, value in arrays.items() if value.size == 1}
 
 

@@ -23,7 +23,7 @@ from objectives.training.checkpoint import copy_values
 from objectives.training.checkpointer import Checkpointer
 from objectives.training.judge import Judge
 from objectives.training.memory import UnsavedMemory
-from objectives.training.recorder import FitResult, Recorder, check_monitor, scalars
+from objectives.training.recorder import FitResult, Recorder, check_monitor, numbers, scalars
 from objectives.training.seeds import EpochSeeds
 from objectives.training.settings import TrainingSettings
 from objectives.training.stopper import EpochInterrupted, Stopper
@@ -134,7 +134,7 @@ class TrainingRun:
         if self.stopper.reason is not None:
             return
         values = scalars(logs)
-        if not all(np.isfinite(value).all() for value in logs.values()):
+        if not all(np.isfinite(value).all() for value in numbers(logs).values()):
             self._recorder.nan = True
             self.stopper.stop()
             return

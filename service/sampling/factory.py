@@ -166,7 +166,7 @@ def make_sampler(
     """
     cls, defaults = sampler_class(name)
     given = {**defaults, **arguments}
-    if cls is optuna.samplers.GridSampler and "search_space" not in given:
+    if issubclass(cls, optuna.samplers.GridSampler) and "search_space" not in given:
         if grid is None:
             raise ConfigurationError(
                 "the grid sampler needs a grid, and this objective has none: "

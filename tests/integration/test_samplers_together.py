@@ -173,6 +173,21 @@ def test_brute_force_tries_every_point_once(hall: Hall, seed: int) -> None:
     assert len(points(check_all_ended(run_together(hall, spec)))) == N_POINTS
 
 
+@pytest.mark.parametrize("last_first", [False, True])
+def test_a_trial_without_a_point_yet_keeps_its_point_of_the_grid(last_first: bool) -> None:
+    """All trials have begun; they ask for their points in either order."""
+    sampler = factory.make_sampler("grid", {"search_space": {"x": [0, 1, 2, 3, 4, 5]}}, 0, 0)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(3):
+        study.add_trial(optuna.trial.create_trial(value=9.0))
+    begun = [study._storage.create_new_trial(study._study_id) for _ in range(6)]
+    drawn = []
+    for trial_id in sorted(begun, reverse=last_first):
+        trial = optuna.Trial(study, trial_id)
+        drawn.append(trial.suggest_int("x", 0, 5))
+    assert sorted(drawn) == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_grid_after_imported_trials_is_covered_once(hall: Hall) -> None:
     """Imported trials take numbers, so that the last points are drawn among the unvisited."""
     spec = Spec(
