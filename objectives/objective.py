@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -19,6 +20,7 @@ from objectives.data.arrays import Examples
 from objectives.data.dataset import Dataset, load_dataset, load_test_set
 from objectives.data.sources import DATA_KINDS, CallableSource, DataKind, Source
 from objectives.errors import BuildError, SettingError
+from objectives.evaluation import load_model, load_weights, measure, write_model
 from objectives.settings import Direction, Settings
 from objectives.space import Space, describe, make_grid
 from objectives.training.fit import fit, prepare
@@ -224,7 +226,64 @@ class KerasObjective:
         result = fit(model, dataset, settings, trial, callbacks=callbacks, class_weight=weight)
         if result.epoch is not None:
             trial.set_user_attr("epoch", result.epoch)
+            save_model = getattr(trial, "save_model", None)
+            if save_model is not None:
+                write = partial(write_model, model, result.best_weights)
+                save_model(result.value, write, result.history[result.epoch])
         return result.value
+
+    def evaluate(
+        self,
+        path: Path,
+        params: Mapping[str, Any],
+        *,
+        seed: int,
+        part: Literal["validation", "test"],
+        alone: bool = False,
+    ) -> dict[str, Any]:
+        """Measure the saved model of a trial on the validation part or on the sealed test set.
+
+        Args:
+            path: The file.
+            params: The parameters of the trial.
+            seed: The seed of the trial.
+            part: What to measure it on.
+            alone: Load a ``.keras`` file as it is, as whoever gets it does; else only the weights
+                are read from the file, and `build` makes the model.
+
+        Returns:
+            As `objectives.evaluation.measure` does.
+
+        Raises:
+            BuildError: `build` makes another model now, or the file cannot be loaded alone.
+            DataError: There is no test set, or its file is broken.
+        """
+        validation = self.dataset().validation_arrays
+        arrays = validation if part == "validation" else tuple(self.test_set())
+        own = path.suffix == ".keras" and alone
+        model = load_model(path) if own else self._rebuild(path, params, seed)
+        return measure(model, arrays, self.settings.validation_batch_size or params["batch_size"])
+
+    def export(self, path: Path, params: Mapping[str, Any], *, seed: int, folder: Path) -> Path:
+        """Write the saved model of a trial as a file for others; return its path in `folder`.
+
+        The weights are those of the saved file, the model is what `build` makes.
+
+        Raises:
+            BuildError: `build` makes another model now.
+        """
+        model = self._rebuild(path, params, seed)
+        return write_model(model, model.get_weights(), folder)
+
+    def _rebuild(self, path: Path, params: Mapping[str, Any], seed: int) -> Any:
+        prepare(seed, self.settings.dtype_policy, deterministic=self.settings.deterministic)
+        trial: Any = optuna.trial.FixedTrial(dict(params))
+        trial.seed = seed
+        dataset = self.dataset()
+        model = self._build_model(trial, dataset)
+        model.evaluate(*(part[:2] for part in dataset.validation_arrays[:2]), verbose=0)  # builds
+        load_weights(model, path)
+        return model
 
     def _training_settings(self, batch_size: int, seed: int) -> TrainingSettings:
         return TrainingSettings(

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -18,6 +19,7 @@ from rich.text import Text
 from service.doctor import Finding
 from service.errors import headline
 from service.studies.progress import Best, Progress, mark
+from service.studies.winner import Opening
 
 
 def to_json(value: Any) -> str:
@@ -87,7 +89,77 @@ def data_line(data: Mapping[str, Any]) -> str:
     return visible(f"data: {data['name']} from {data['source']}")
 
 
-def status(progress: Progress, monitor: str | None) -> RenderableType:
+def openings_line(openings: Sequence[Opening]) -> str:
+    """How often the test set was opened, and the last result, in one line."""
+    measured = [opening for opening in openings if opening.result is not None]
+    if not measured:
+        return "the test set was opened, but nothing was measured"
+    last = measured[-1]
+    times = "once" if len(measured) == 1 else f"{len(measured)} times"
+    at = f"{last.opened_at:%Y-%m-%d %H:%M} by {visible(last.who)}"
+    return f"test set opened {times}, last at {at}: trial {last.number}, {test_line(last)}"
+
+
+def test_line(opening: Opening) -> str:
+    """The metrics of an opening in one line, with the interval of a classifier's accuracy."""
+    result = opening.result or {}
+    line = ", ".join(f"{visible(k)} {v:.6g}" for k, v in result.get("metrics", {}).items())
+    if classes := result.get("classes"):
+        low, high = classes["interval"]
+        line += f" (95 % interval of the accuracy: {low:.4f} to {high:.4f})"
+    return line
+
+
+def opening(opening: Opening, n_openings: int, synthetic: bool) -> RenderableType:
+    """A measurement on the test set, as `studyhall evaluate` prints it."""
+    result = opening.result or {}
+    head = f"trial {opening.number} on {result['n']:,} test examples: {test_line(opening)}"
+    grid = Table.grid()
+    grid.add_row(Text(f"{head}{mark(synthetic)}"))
+    if n_openings > 1:
+        grid.add_row(Text(f"the test set has now been opened {n_openings} times"))
+    if classes := result.get("classes"):
+        grid.add_row(_per_class(classes))
+        grid.add_row(_confusion(classes))
+    return grid
+
+
+def _per_class(classes: Mapping[str, Any]) -> Table:
+    table = Table("class", "examples", "precision", "recall", "F1", box=box.SIMPLE_HEAD)
+    for row in classes["per_class"]:
+        rates = (row[key] for key in ("precision", "recall", "f1"))
+        cells = ("-" if rate is None else f"{rate:.4f}" for rate in rates)
+        table.add_row(str(row["label"]), str(row["n"]), *cells)
+    return table
+
+
+def _confusion(classes: Mapping[str, Any]) -> RenderableType:
+    """Rows are the classes, columns what they are taken for."""
+    labels = [str(row["label"]) for row in classes["per_class"]]
+    if len(labels) > 20:
+        return Text(f"confusion matrix of {len(labels)} classes: --json")
+    table = Table("class", *(f"as {label}" for label in labels), box=box.SIMPLE_HEAD)
+    for label, row in zip(labels, classes["confusion"], strict=True):
+        table.add_row(label, *map(str, row))
+    return table
+
+
+def exported(card: Mapping[str, Any], folder: Path) -> str:
+    """What `studyhall export` has written, in one line."""
+    pairs = ", ".join(
+        f"{name} {card['reproduced'][name]:.6g}"
+        for name in card["recorded"]
+        if name in card["reproduced"]
+    )
+    return visible(
+        f"{folder}/{card['model']['file']}: trial {card['trial']['number']}, reloaded in a fresh "
+        f"process: {pairs}, as recorded{mark(card['synthetic'])}; see {folder}/card.md"
+    )
+
+
+def status(
+    progress: Progress, monitor: str | None, openings: Sequence[Opening] = ()
+) -> RenderableType:
     """One study in a few lines, as `studyhall status STUDY` prints it."""
     total = progress.n_trials
     head = Text.assemble(
@@ -114,6 +186,8 @@ def status(progress: Progress, monitor: str | None) -> RenderableType:
         grid.add_row(line)
     if progress.data is not None:
         grid.add_row(Text(data_line(progress.data)))
+    if openings:
+        grid.add_row(Text(openings_line(openings)))
     return grid
 
 

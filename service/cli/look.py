@@ -48,11 +48,12 @@ def show_all(hall: Hall, as_json: bool) -> None:
 def show_status(study: Study, as_json: bool, watch: bool) -> None:
     """Print a study's progress once, or until it is finished."""
     while True:
-        progress = study.progress()
+        progress, openings = study.progress(), study.openings()
         if as_json:
-            print_plain(display.to_json(progress.to_json()))
+            test = [opening.to_json() for opening in openings]
+            print_plain(display.to_json({**progress.to_json(), "test": test}))
         else:
-            out.print(display.status(progress, study.spec.monitor))
+            out.print(display.status(progress, study.spec.monitor, openings))
         if not watch or progress.state in ("finished", "stopped"):
             return
         time.sleep(2)
@@ -101,6 +102,8 @@ def best(context: Context, name: str, as_json: bool) -> None:
         print_plain(display.to_json(trial.to_json()))
     else:
         out.print(display.best_line(trial, study.spec.monitor), markup=False, soft_wrap=True)
+        if openings := study.openings():
+            out.print(display.openings_line(openings), markup=False, soft_wrap=True)
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import look, run
+from service.cli import look, run, winner
 from service.cli.db import db
 from service.cli.options import Context, option
 from service.settings import Settings
@@ -32,6 +32,8 @@ for command in (
     look.status,
     look.trials,
     look.best,
+    winner.evaluate,
+    winner.export,
     look.objectives,
     look.doctor,
     db,

@@ -26,6 +26,7 @@ COMPARED = (
     "direction",
     "trial_timeout",
     "max_attempts",
+    "keep",
 )
 """Options that have the same name in the stored spec or budget."""
 
@@ -103,6 +104,7 @@ def make_spec(options: dict[str, Any], permission: Permission) -> tuple[Spec, re
         path=permission.path or str(Path.cwd()),
         trial_timeout=options["trial_timeout"],
         max_attempts=options["max_attempts"] or 3,
+        keep=1 if options["keep"] is None else options["keep"],
     )
     return spec, objective
 

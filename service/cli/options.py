@@ -173,6 +173,11 @@ study_options = options(
         help="Fail a trial after so many of its workers have died.  [default: 3]",
     ),
     option(
+        "--keep",
+        type=click.IntRange(min=0),
+        help="Keep the models of so many of the best trials.  [default: 1]",
+    ),
+    option(
         "--direction",
         type=click.Choice(["minimize", "maximize"]),
         help="Direction, if the objective has none.  [default: minimize]",

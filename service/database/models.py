@@ -146,6 +146,46 @@ class DigestRow(Base):
     digest: Mapped[str]
 
 
+class ModelRow(Base):
+    """A trial's model in the artifact store.
+
+    ``artifact_id`` is the file's name in the folder ``models``, ``token`` that of the lease under
+    which it was written. ``logs`` are those of the epoch that the weights are of.
+    """
+
+    __tablename__ = "models"
+
+    trial_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    study_id: Mapped[int] = mapped_column(Integer)
+    token: Mapped[int] = mapped_column(BigInteger)
+    artifact_id: Mapped[str]
+    sha256: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    logs: Mapped[dict[str, Any]]
+    saved_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+    __table_args__ = (Index(None, "study_id"),)
+
+
+class OpeningRow(Base):
+    """An opening of the sealed test set: who measured which trial's model, when, with what result.
+
+    The row is written before the test set is read. ``result`` is NULL if the measurement failed.
+    """
+
+    __tablename__ = "openings"
+
+    opening_id: Mapped[int] = mapped_column(Integer, Identity(always=True), primary_key=True)
+    study_id: Mapped[int] = mapped_column(Integer)
+    number: Mapped[int] = mapped_column(Integer)
+    sha256: Mapped[str]
+    who: Mapped[str]
+    opened_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    result: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (Index(None, "study_id"),)
+
+
 class VersionRow(Base):
     """The version that an upgrade installed; the row with the highest id is the current one.
 

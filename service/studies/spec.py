@@ -43,6 +43,7 @@ class Spec:
             look for it. No process imports from it: rows are data.
         trial_timeout: Wall-clock limit of one attempt at a trial, in seconds, or None.
         max_attempts: A trial fails when so many workers have died in it.
+        keep: How many of the best trials' models are kept.
     """
 
     objective: str
@@ -59,6 +60,7 @@ class Spec:
     path: str | None = None
     trial_timeout: float | None = None
     max_attempts: int = 3
+    keep: int = 1
 
     def __post_init__(self) -> None:
         if self.trial_timeout is not None and self.trial_timeout <= 0:
@@ -69,6 +71,8 @@ class Spec:
             raise ConfigurationError(f"the seed must not be negative, as {self.seed} is")
         if self.max_attempts < 1:
             raise ConfigurationError(f"max attempts must be at least 1, not {self.max_attempts}")
+        if self.keep < 0:
+            raise ConfigurationError(f"keep must not be negative, as {self.keep} is")
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that is stored with the study."""

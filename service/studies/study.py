@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -17,8 +18,9 @@ from service.settings import Settings
 from service.storage.constraints import is_infeasible
 from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
-from service.studies import progress, registry
+from service.studies import progress, registry, winner
 from service.studies.feasible import FeasibleTrials
+from service.studies.permission import Permission
 from service.studies.progress import Best, Progress
 from service.studies.progress_reader import ProgressReader, best_of_study
 from service.studies.records import (
@@ -29,6 +31,7 @@ from service.studies.records import (
     record,
 )
 from service.studies.spec import Budget, Spec, refuse_contradictions
+from service.studies.winner import Opening
 
 if TYPE_CHECKING:
     import pandas
@@ -97,6 +100,16 @@ class Study:
     def __repr__(self) -> str:
         return f"<Study {self.progress()}>"
 
+    @property
+    def engine(self) -> Engine:
+        """The database."""
+        return self._engine
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of this process."""
+        return self._settings
+
     @functools.cached_property
     def _storage(self) -> StudyStorage:
         return StudyStorage(self._engine)
@@ -110,6 +123,10 @@ class Study:
             sampler=factory.make_sampler("random", {}, self.spec.seed, 0),
             pruner=self.spec.make_pruner(),
         )
+
+    def trial(self, trial_id: int) -> FrozenTrial:
+        """One trial, by Optuna's id."""
+        return self._storage.get_trial(trial_id)
 
     def progress(self) -> Progress:
         """Counts, best trial, ETA and workers, whatever the study's size."""
@@ -167,8 +184,9 @@ class Study:
                 self._data = connection.execute(DATA, values).scalar_one_or_none()
         return progress.is_synthetic(self._data)
 
-    def checkpoints(self, number: int) -> str:
-        """The folder of a trial's checkpoints in the artifact store.
+    @property
+    def folder(self) -> str:
+        """The study's name in the artifact store.
 
         Raises:
             ConfigurationError: The study's stored uid is none, and could lead anywhere.
@@ -177,7 +195,64 @@ class Study:
             raise ConfigurationError(
                 f"the uid of study {self.name!r} cannot name a folder: {self.uid[:80]!r}"
             )
-        return f"checkpoints/{self.uid}/{number}"
+        return self.uid
+
+    def checkpoints(self, number: int) -> str:
+        """The folder of a trial's checkpoints in the artifact store.
+
+        Raises:
+            ConfigurationError: As `folder`.
+        """
+        return f"checkpoints/{self.folder}/{number}"
+
+    def openings(self) -> list[Opening]:
+        """The measurements on the sealed test set, the first one first."""
+        with self._engine.connect() as connection:
+            return winner.openings(connection, self.study_id)
+
+    def evaluate(
+        self,
+        *,
+        again: bool = False,
+        permission: Permission | None = None,
+        data_dir: str | None = None,
+    ) -> Opening:
+        """Measure the winner on the sealed test set, once, on record.
+
+        Args:
+            again: Allow another measurement, which is no test any more.
+            permission: What may be imported; by default what the environment allows.
+            data_dir: Folder of the data on this machine; by default the study's.
+
+        Raises:
+            ConfigurationError: The test set was opened before.
+            WorkFailed: There is no winner with a model.
+        """
+        allowed = permission or Permission.of_environment()
+        return winner.evaluate(self, allowed, data_dir, again=again)
+
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        permission: Permission | None = None,
+        data_dir: str | None = None,
+    ) -> dict[str, Any]:
+        """Write the winner's model and its card into a new folder; return ``card.json``.
+
+        The model is loaded again in a fresh process, which must reproduce its recorded metrics.
+
+        Args:
+            folder: A folder that does not exist yet, or is empty.
+            permission: What may be imported; by default what the environment allows.
+            data_dir: Folder of the data on this machine; by default the study's.
+
+        Raises:
+            ConfigurationError: The folder is not empty.
+            WorkFailed: There is no winner with a model, or it does not reproduce its metrics.
+        """
+        allowed = permission or Permission.of_environment()
+        return winner.export(self, Path(folder), allowed, data_dir)
 
     def attempts(self) -> dict[int, list[Attempt]]:
         """The attempts at every trial, by Optuna's trial id, the first one first."""

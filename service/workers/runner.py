@@ -25,6 +25,7 @@ from service.studies.progress import mark
 from service.studies.records import best_epoch
 from service.studies.registry import Objective
 from service.studies.study import Study
+from service.workers.model import TrialModel
 from service.workers.outage import Outage
 from service.workers.outcome import Outcome
 from service.workers.stop_requests import (
@@ -80,14 +81,16 @@ class TrialRunner:
             ConfigurationError: The objective reports a wrong configuration.
         """
         files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number), lease.token)
+        model = TrialModel(self._study, self._engine, self._storage, self._store, lease)
         try:
-            trial = self._trial(lease, files)
+            trial = self._trial(lease, files, model)
             outcome = self._evaluate(trial)
             if outcome.cause == "oom" and not lease.alone:
                 self._release(lease, files, "oom", outcome.detail)
                 return True
             self._record(trial, outcome)
             files.clear()
+            model.remove_others()
         except TrialInterrupted:
             self._release(lease, files, "preempted", None)
         finally:
@@ -96,7 +99,7 @@ class TrialRunner:
             files.close()
         return False
 
-    def _trial(self, lease: Lease, files: TrialCheckpoints) -> Trial:
+    def _trial(self, lease: Lease, files: TrialCheckpoints, model: TrialModel) -> Trial:
         saved = files.load() if lease.taken_over else None
         if lease.taken_over:
             self._storage.delete_reports(lease, step=saved.epoch + 1 if saved else 0)
@@ -111,6 +114,7 @@ class TrialRunner:
             self._stop_requests,
             self._outage,
             Checkpoint(files, saved),
+            model,
             self._turn,
         )
 

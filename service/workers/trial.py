@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -12,6 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from service.artifacts.checkpoints import SavedState, TrialCheckpoints
 from service.sampling import factory
 from service.storage.storage import StudyStorage
+from service.workers.model import TrialModel
 from service.workers.outage import Outage
 from service.workers.stop_requests import (
     StopRequests,
@@ -58,6 +61,7 @@ class Trial(optuna.Trial):
         stop_requests: What may end the trial.
         outage: Measures outages of the database.
         checkpoint: See Attributes.
+        model: Keeps the trial's model.
         turn: Keeps other trials from sampling at the same moment; None: the sampler needs none.
 
     Attributes:
@@ -73,6 +77,7 @@ class Trial(optuna.Trial):
         stop_requests: StopRequests,
         outage: Outage,
         checkpoint: Checkpoint,
+        model: TrialModel,
         turn: Turn | None = None,
     ) -> None:
         self._turn = turn
@@ -82,6 +87,7 @@ class Trial(optuna.Trial):
         self._outage = outage
         self._seed = factory.trial_seed(study_seed, self.number)
         self._unwritten: dict[int, float] = {}
+        self._model = model
         self.checkpoint = checkpoint
         self.interrupted = False
 
@@ -111,6 +117,27 @@ class Trial(optuna.Trial):
         lost = cast(StudyStorage, self.storage).is_stale(self._trial_id)
         self.interrupted = self.interrupted or lost or self._stop_requests.leave_now
         return self.interrupted
+
+    def save_model(
+        self,
+        value: float,
+        write: Callable[[Path], Path],
+        logs: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Keep the trial's model if the trial will be among the study's best ones (``--keep``).
+
+        Call this at most once, before the objective returns.
+
+        Args:
+            value: What the objective is about to return.
+            write: Called with a folder; writes one file there, the model, and returns its path.
+                It is not called for a trial that is not among the best.
+            logs: The metrics of these weights, which a reloaded model must reproduce.
+
+        Returns:
+            Whether the model was saved.
+        """
+        return self._model.save(value, write, logs)
 
     def report(self, value: float, step: int) -> None:
         """Optuna's ``report``, which also works during an outage and accepts repetitions.

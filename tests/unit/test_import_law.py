@@ -18,8 +18,8 @@ LAW = {
     "service": "__main__ > __init__ > cli > doctor > workers > studies > sampling > artifacts, "
     "storage > database > settings > optuna_private > errors, "
     "interrupt",
-    "objectives": "__init__ > cifar10, mnist > architectures > objective > training > data > "
-    "settings, space > errors",
+    "objectives": "__init__ > cifar10, mnist > architectures > objective > evaluation, training > "
+    "data > settings, space > errors",
 }
 """Rooms of a package, the highest first. A room imports only rooms to its right; a comma joins
 rooms that do not know each other."""

@@ -23,6 +23,8 @@ BEGIN
   DELETE FROM service.digests WHERE trial_id = ANY (ids);
   DELETE FROM service.leases WHERE study_id = p_study;
   DELETE FROM service.attempts WHERE study_id = p_study;
+  DELETE FROM service.models WHERE study_id = p_study;
+  DELETE FROM service.openings WHERE study_id = p_study;
   DELETE FROM service.workers WHERE study_id = p_study;
   DELETE FROM service.studies WHERE study_id = p_study;
   RETURN true;

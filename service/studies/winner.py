@@ -1,0 +1,328 @@
+"""The winner of a study: its kept model, the one measurement on the test set, and its export."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import math
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from optuna.trial import FrozenTrial
+from sqlalchemy import Connection, Engine, text
+
+from service.artifacts.models import ModelFiles
+from service.artifacts.store import Store
+from service.errors import ConfigurationError, WorkFailed
+from service.settings import Settings
+from service.storage import kept_models
+from service.storage.kept_models import KeptModel
+from service.studies import card
+from service.studies.permission import Permission
+from service.studies.progress import Best, Progress
+from service.studies.spec import Spec
+from service.studies.task import Task
+
+TOLERANCE = 1e-4
+"""Relative difference at which a reloaded model still reproduces its recorded metrics: float32
+sums on another device, or one example of 10,000 that lies on the border of two classes."""
+
+OPENINGS = text(
+    """-- The openings of a study's test set, the first one first.
+    SELECT number, sha256, who, opened_at, result FROM service.openings
+     WHERE study_id = :study_id ORDER BY opening_id"""
+)
+LOCK = text(
+    """-- Only one process at a time opens the test set of a study.
+    SELECT FROM service.studies WHERE study_id = :study_id FOR UPDATE"""
+)
+OPEN = text(
+    """-- Record an opening before the test set is read.
+    INSERT INTO service.openings (study_id, number, sha256, who)
+    VALUES (:study_id, :number, :sha256, :who) RETURNING opening_id"""
+)
+MEASURED = text(
+    """-- The result of an opening.
+    UPDATE service.openings SET result = CAST(:result AS jsonb) WHERE opening_id = :opening_id"""
+)
+
+
+class Searched(Protocol):
+    """What is needed of a `Study`."""
+
+    name: str
+    study_id: int
+    spec: Spec
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def best(self) -> Best | None: ...
+
+    def progress(self) -> Progress: ...
+
+    def trial(self, trial_id: int) -> FrozenTrial: ...
+
+
+@dataclass(frozen=True)
+class Opening:
+    """An opening of the test set.
+
+    Attributes:
+        number: The trial that was measured.
+        sha256: The SHA-256 of its model's file.
+        who: The account and the machine.
+        opened_at: When.
+        result: As `objectives.evaluation.measure` returns it; None if the measurement failed.
+    """
+
+    number: int
+    sha256: str
+    who: str
+    opened_at: datetime
+    result: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``status --json`` and the card have it."""
+        return {**self.__dict__, "opened_at": self.opened_at.isoformat()}
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The winner of a study: its best trial, with its model."""
+
+    trial: Best
+    model: KeptModel
+
+
+def openings(connection: Connection, study_id: int) -> list[Opening]:
+    """The openings of a study's test set, the first one first."""
+    rows = connection.execute(OPENINGS, {"study_id": study_id})
+    return [Opening(*row) for row in rows]
+
+
+def find_winner(study: Searched) -> Winner:
+    """The best trial of a study and its model.
+
+    Raises:
+        WorkFailed: No trial is complete, or the best one's model was not kept.
+    """
+    best = study.best
+    if best is None:
+        raise WorkFailed(f"no feasible trial of study {study.name!r} is complete")
+    maximize = study.spec.direction == "maximize"
+    with study.engine.connect() as connection:
+        models = kept_models.find(connection, study.study_id, maximize=maximize)
+    for model in models:
+        if model.number == best.number:
+            return Winner(best, model)
+    raise WorkFailed(
+        f"the model of trial {best.number}, the best of study {study.name!r}, was not kept: "
+        f"{_why_not(study)}"
+    )
+
+
+def _why_not(study: Searched) -> str:
+    if study.spec.keep == 0:
+        return "the study was created with --keep 0"
+    return (
+        "its objective calls no trial.save_model, as KerasObjective does; or the artifact store "
+        "could not be written; or the trial was added from elsewhere"
+    )
+
+
+def evaluate(
+    study: Searched, permission: Permission, data_dir: str | None = None, *, again: bool = False
+) -> Opening:
+    """Measure the winner on the sealed test set, on record.
+
+    Args:
+        study: The study.
+        permission: What the measuring process may import.
+        data_dir: Folder of the data on this machine; by default the study's.
+        again: Allow another measurement after the first one.
+
+    Raises:
+        ConfigurationError: The test set was opened before, or the objective is not allowed.
+        WorkFailed: There is no winner.
+        TaskFailed: The measurement failed.
+    """
+    winner = find_winner(study)
+    study.spec.require(permission)
+    who = f"{_account()}@{socket.gethostname()}"
+    with study.engine.begin() as connection:
+        connection.execute(LOCK, {"study_id": study.study_id})
+        before = [row for row in openings(connection, study.study_id) if row.result is not None]
+        if before and not again:
+            raise ConfigurationError(_opened_before(study.name, before))
+        values = {"number": winner.trial.number, "sha256": winner.model.sha256, "who": who}
+        opening_id = connection.execute(OPEN, {"study_id": study.study_id, **values}).scalar_one()
+    with _model_file(study, winner) as path:
+        result = _task(study, permission, data_dir, winner, "evaluate", path, part="test").run()
+    with study.engine.begin() as connection:
+        connection.execute(MEASURED, {"opening_id": opening_id, "result": json.dumps(result)})
+        return openings(connection, study.study_id)[-1]
+
+
+def _opened_before(name: str, before: list[Opening]) -> str:
+    times = "once" if len(before) == 1 else f"{len(before)} times"
+    last = before[-1]
+    return (
+        f"the test set of study {name!r} was opened {times}, last on {last.opened_at:%Y-%m-%d} by "
+        f"{last.who} for trial {last.number}; another measurement is no test any more, but "
+        "--again allows it"
+    )
+
+
+def export(
+    study: Searched, folder: Path, permission: Permission, data_dir: str | None = None
+) -> dict[str, Any]:
+    """Write the winner's model with its card into a new folder; prove that it is that model.
+
+    The model is loaded again in a fresh process and measured on the validation part. It must come
+    to the metrics that were recorded when it was trained.
+
+    Args:
+        study: The study.
+        folder: A folder that does not exist yet, or is empty.
+        permission: What the processes may import.
+        data_dir: Folder of the data on this machine; by default the study's.
+
+    Returns:
+        The content of ``card.json``.
+
+    Raises:
+        ConfigurationError: The folder is not empty, or the objective is not allowed.
+        WorkFailed: There is no winner, or the model does not reproduce its metrics.
+        TaskFailed: The model cannot be made, or not be loaded again.
+    """
+    _refuse_full(folder)
+    winner = find_winner(study)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _model_file(study, winner) as path,
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary,
+    ):
+        new = Path(temporary, "new")
+        new.mkdir()
+        made = _task(study, permission, data_dir, winner, "export", path, folder=str(new)).run()
+        check = {"part": "validation", "alone": True}
+        found = _task(study, permission, data_dir, winner, "evaluate", Path(made), **check).run()
+        reproduced = {f"val_{name}": value for name, value in found["metrics"].items()}
+        _compare(winner, reproduced)
+        content = _card(study, winner, reproduced, Path(made))
+        card.write(content, new)
+        _refuse_full(folder)
+        new.replace(folder)
+    return content
+
+
+def _refuse_full(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(f"{str(folder)!r} exists already; name a new folder")
+
+
+def _compare(winner: Winner, reproduced: Mapping[str, float]) -> None:
+    """Compare the metrics of a reloaded model with those that were recorded.
+
+    Raises:
+        WorkFailed: One differs, or none can be compared.
+    """
+    recorded = {k: v for k, v in winner.model.logs.items() if k in reproduced}
+    if not recorded:
+        raise WorkFailed(
+            f"the model of trial {winner.trial.number} cannot be checked: no validation metric "
+            "was recorded with it"
+        )
+    wrong = [
+        f"{name} {reproduced[name]:.6g} instead of {value:.6g}"
+        for name, value in recorded.items()
+        if not math.isclose(reproduced[name], value, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    ]
+    if wrong:
+        raise WorkFailed(
+            f"the exported model does not reproduce what trial {winner.trial.number} recorded: "
+            f"{', '.join(wrong)}; the objective's code or data have changed since"
+        )
+
+
+def _card(
+    study: Searched, winner: Winner, reproduced: Mapping[str, float], model: Path
+) -> dict[str, Any]:
+    """The content of ``card.json``."""
+    progress, trial, file = (
+        study.progress(),
+        study.trial(winner.model.trial_id),
+        model.read_bytes(),
+    )
+    with study.engine.connect() as connection:
+        test = [opening.to_json() for opening in openings(connection, study.study_id)]
+    return {
+        "study": study.name,
+        "objective": study.spec.objective,
+        "settings": study.spec.settings,
+        "monitor": study.spec.monitor or "value",
+        "direction": study.spec.direction,
+        "synthetic": winner.trial.synthetic,
+        "search": {
+            "sampler": study.spec.sampler,
+            "pruner": study.spec.pruner,
+            "seed": study.spec.seed,
+            "complete": progress.complete,
+            "pruned": progress.pruned,
+            "failed": progress.failed,
+        },
+        "trial": winner.trial.to_json(),
+        "training": trial.user_attrs.get("training"),
+        "curve": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
+        "recorded": winner.model.logs,
+        "reproduced": dict(reproduced),
+        "model": {
+            "file": model.name,
+            "sha256": hashlib.sha256(file).hexdigest(),
+            "bytes": len(file),
+        },
+        "data": progress.data,
+        "test": test,
+    }
+
+
+def _task(
+    study: Searched,
+    permission: Permission,
+    data_dir: str | None,
+    winner: Winner,
+    method: str,
+    path: Path,
+    **arguments: Any,
+) -> Task:
+    trial = {"params": winner.trial.params, "seed": winner.trial.seed}
+    given = {"path": str(path), **trial, **arguments}
+    return Task(study.spec, permission, data_dir, method, given)
+
+
+@contextmanager
+def _model_file(study: Searched, winner: Winner) -> Iterator[Path]:
+    """A copy of the winner's file, verified by its SHA-256."""
+    files = ModelFiles(Store(study.settings.artifact_store))
+    with tempfile.TemporaryDirectory(prefix="studyhall-") as folder:
+        yield files.fetch(winner.model.artifact_id, winner.model.sha256, Path(folder))
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name
+        return str(os.getuid())
