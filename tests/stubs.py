@@ -255,3 +255,25 @@ def points(trial: optuna.Trial) -> float:
         if trial.should_prune():
             raise optuna.TrialPruned
     return a + b / 10
+
+
+def modelled(trial: optuna.Trial) -> float:
+    """Its values are given by STUB_VALUES, a JSON list; its "model" is a text with the number.
+
+    At trial STUB_DIE_AT, the process dies by SIGKILL once the model is saved.
+    """
+    value = float(json.loads(os.environ["STUB_VALUES"])[trial.number])
+    trial.suggest_float("x", -10, 10)
+
+    def write(folder: Path) -> Path:
+        path = folder / "model.txt"
+        path.write_text(f"model of trial {trial.number}")
+        return path
+
+    saved = trial.save_model(value, write, {"val_loss": value})  # type: ignore[attr-defined]
+    trial.set_user_attr("saved", saved)
+    if str(trial.number) == os.environ.get("STUB_DIE_AT"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if str(trial.number) == os.environ.get("STUB_FAIL_AT"):
+        raise ZeroDivisionError("after its model was saved")
+    return value

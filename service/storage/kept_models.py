@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine
 
 from service.database.connection import SharedConnection
 from service.storage import leases
@@ -38,31 +38,24 @@ attributes AS (
 SELECT json_build_array((SELECT count(*) FROM added), (SELECT artifact_id FROM replaced))::text"""
 
 FIND = """-- All models of a study with their trials, the best value first, as Optuna orders them.
-SELECT m.trial_id, t.number, t.state::text AS state, v.value, m.artifact_id, m.sha256, m.size,
-       m.logs, m.saved_at,
-       (SELECT json_object_agg(a.key, a.value_json) FROM public.trial_system_attributes a
-         WHERE a.trial_id = t.trial_id AND a.key LIKE 'constraints%') AS constraints
-  FROM service.models m
-  JOIN public.trials t USING (trial_id)
-  LEFT JOIN public.trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
- WHERE m.study_id = :study_id
- ORDER BY v.value {order} NULLS LAST, t.number"""
+SELECT json_agg(found)::text FROM (
+    SELECT m.trial_id, t.number, t.state, v.value, m.artifact_id, m.sha256, m.size, m.logs,
+           (SELECT json_object_agg(a.key, a.value_json) FROM public.trial_system_attributes a
+             WHERE a.trial_id = t.trial_id AND a.key LIKE 'constraints%%') AS constraints
+      FROM service.models m
+      JOIN public.trials t USING (trial_id)
+      LEFT JOIN public.trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
+     WHERE m.study_id = %(study_id)s
+     ORDER BY CASE WHEN %(maximize)s THEN -v.value ELSE v.value END NULLS LAST, t.number) found"""
 
-LOCK = text(
-    """-- One process at a time removes models of a study.
-    SELECT pg_advisory_xact_lock(hashtextextended('service.models', :study_id))"""
-)
-
-DELETE = text(
-    """-- Models, and the attributes by which Optuna's dashboard finds their files.
-    WITH deleted AS (
-        DELETE FROM service.models WHERE trial_id = ANY (:trial_ids)
-        RETURNING trial_id, artifact_id),
-    attributes AS (
-        DELETE FROM public.trial_system_attributes a USING deleted d
-         WHERE a.trial_id = d.trial_id AND a.key = 'artifacts:' || d.artifact_id)
-    SELECT artifact_id FROM deleted"""
-)
+DELETE = """-- Models, and the attributes by which Optuna's dashboard finds their files.
+WITH deleted AS (
+    DELETE FROM service.models WHERE trial_id = ANY (%(trial_ids)s)
+    RETURNING trial_id, artifact_id),
+attributes AS (
+    DELETE FROM public.trial_system_attributes a USING deleted d
+     WHERE a.trial_id = d.trial_id AND a.key = 'artifacts:' || d.artifact_id)
+SELECT json_agg(artifact_id)::text FROM deleted"""
 
 
 @dataclass(frozen=True)
@@ -113,33 +106,23 @@ def add(
     return None if replaced == artifact_id else replaced
 
 
-def find(connection: Connection, study_id: int, *, maximize: bool) -> list[KeptModel]:
+def find(engine: Engine, study_id: int, *, maximize: bool) -> list[KeptModel]:
     """All models of a study, the best value first; among equal ones the lowest number first."""
-    statement = text(FIND.format(order="DESC" if maximize else "ASC"))
-    return [
-        KeptModel(
-            row.trial_id,
-            row.number,
-            row.state,
-            row.value,
-            row.artifact_id,
-            row.sha256,
-            row.size,
-            row.logs,
-            not is_infeasible(
-                {key: json.loads(value) for key, value in (row.constraints or {}).items()}
-            ),
-        )
-        for row in connection.execute(statement, {"study_id": study_id})
-    ]
+    arguments = {"study_id": study_id, "maximize": maximize}
+    rows = SharedConnection.of(engine).query_json(FIND, arguments) or []
+    return [_model(**row) for row in rows]
+
+
+def _model(constraints: Mapping[str, str] | None, **columns: Any) -> KeptModel:
+    attributes = {key: json.loads(value) for key, value in (constraints or {}).items()}
+    return KeptModel(**columns, feasible=not is_infeasible(attributes))
 
 
 def is_among_best(
     engine: Engine, study_id: int, number: int, value: float, keep: int, *, maximize: bool
 ) -> bool:
     """Whether a trial that ends with a value now is one of the best so far."""
-    with engine.connect() as connection:
-        counting = [m for m in find(connection, study_id, maximize=maximize) if m.counts]
+    counting = [m for m in find(engine, study_id, maximize=maximize) if m.counts]
     if len(counting) < keep or keep == 0:
         return keep > 0
     worst = counting[keep - 1]
@@ -149,16 +132,17 @@ def is_among_best(
 
 
 def drop_all_but_best(engine: Engine, study_id: int, keep: int, *, maximize: bool) -> list[str]:
-    """Delete the rows of ended trials that are not among the best; return the files' names."""
-    with engine.begin() as connection:
-        connection.execute(LOCK, {"study_id": study_id})
-        models = find(connection, study_id, maximize=maximize)
-        best = [model.trial_id for model in models if model.counts][:keep]
-        left = [
-            model.trial_id
-            for model in models
-            if model.state not in ("RUNNING", "WAITING") and model.trial_id not in best
-        ]
-        if not left:
-            return []
-        return list(connection.execute(DELETE, {"trial_ids": left}).scalars())
+    """Delete the rows of ended trials that are not among the best; return the files' names.
+
+    No lock is needed: a complete trial that is not among the best now will never be.
+    """
+    models = find(engine, study_id, maximize=maximize)
+    best = [model.trial_id for model in models if model.counts][:keep]
+    left = [
+        model.trial_id
+        for model in models
+        if model.state not in ("RUNNING", "WAITING") and model.trial_id not in best
+    ]
+    if not left:
+        return []
+    return SharedConnection.of(engine).query_json(DELETE, {"trial_ids": left}) or []

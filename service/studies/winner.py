@@ -123,9 +123,7 @@ def find_winner(study: Searched) -> Winner:
     if best is None:
         raise WorkFailed(f"no feasible trial of study {study.name!r} is complete")
     maximize = study.spec.direction == "maximize"
-    with study.engine.connect() as connection:
-        models = kept_models.find(connection, study.study_id, maximize=maximize)
-    for model in models:
+    for model in kept_models.find(study.engine, study.study_id, maximize=maximize):
         if model.number == best.number:
             return Winner(best, model)
     raise WorkFailed(
