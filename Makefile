@@ -40,8 +40,8 @@ histories: $(INSTALLED) ## workers killed, suspended and cut off under a checker
 fuzz: $(INSTALLED) ## stock Optuna and ours, random operations and studies; slow; FUZZ_EXAMPLES=2000
 	STUDYHALL_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/differential -s
 
-zoo: $(INSTALLED) ## every model of the zoo by every path beside plain fit, as a table; slow
-	STUDYHALL_TEST_ZOO=1 $(BIN)/python -m pytest tests/unit/test_model_zoo.py -s
+zoo: $(INSTALLED) ## every model of the zoo by every path beside plain fit, and all near-twins; slow
+	STUDYHALL_TEST_ZOO=1 $(BIN)/python -m pytest tests/unit/test_model_zoo.py tests/unit/test_objectives_twins.py tests/unit/test_objectives_dtypes.py -s
 
 compose-test: $(INSTALLED) ## docker-compose.yml on this machine's Docker engine; slow
 	STUDYHALL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose

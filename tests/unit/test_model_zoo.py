@@ -3,13 +3,12 @@
 Each model is trained after a near-twin that differs in one thing, with reuse on, by each path that
 can take it: as a graph, by XLA, by plain `fit`. Its history and its weights agree to rounding with
 those of plain `fit` on the same order of examples. `make zoo` runs all models by all paths and
-prints a table; `make test` leaves out most of XLA, and the plain path of most that can be graphs.
+prints a table.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 import optuna
 import pytest
 from keras import layers
+from thinned import WHOLE, thinned
 from tiny import DATASET, training_settings
 from zoo import ONE_HOT, ZOO, Animal, WarmUp, f1, sgd_rate, with_loss
 
@@ -33,26 +33,7 @@ from objectives.training.seeds import EpochSeeds
 
 SETTINGS = training_settings(epochs=2)
 GRAPH = Plan("graph", "")
-WHOLE_ZOO = "STUDYHALL_TEST_ZOO" in os.environ
-BY_XLA = (
-    "units",
-    "batch norm",
-    "mixed precision",
-    "sample weights",
-)
-"""The models that `make test` trains by XLA."""
-
-PLAIN_STEP = 12
-"""Of the models that can be graphs, `make test` trains one in so many by the plain path, too."""
-
-CASES = [
-    (name, path)
-    for place, (name, animal) in enumerate(ZOO.items())
-    for path in animal.paths
-    if WHOLE_ZOO
-    or path == animal.paths[0]
-    or (name in BY_XLA if path == "xla" else place % PLAIN_STEP == 0)
-]
+CASES = thinned(((name, path) for name, animal in ZOO.items() for path in animal.paths), 8)
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +115,7 @@ def table() -> Iterator[list[tuple[str, ...]]]:
     """The rows of `make zoo`: model, path, and the largest difference to plain `fit`."""
     rows: list[tuple[str, ...]] = []
     yield rows
-    if WHOLE_ZOO:
+    if WHOLE:
         print("\n" + "\n".join(f"{name:30} {path:26} {value}" for name, path, value in rows))
 
 
@@ -146,8 +127,7 @@ def test_a_model_trains_as_plain_fit_trains_it(
     if path != animal.how:
         monkeypatch.setattr("objectives.training.fit.choose_plan", lambda *_: Plan(path, "asked"))
     expected = by_plain_fit(name, path != "plain" and has_dropout(animal))
-    if path != "plain" or WHOLE_ZOO:
-        ours(animal, animal.twin)
+    ours(animal, animal.twin)
     got = ours(animal, animal.value)
     taken = f"{path} -> {got.how}" if path != got.how else path
     table.append((name, taken, f"{largest_difference(got, expected):.1e}"))

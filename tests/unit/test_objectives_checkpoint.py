@@ -121,9 +121,14 @@ def assert_same_bits(one: list[np.ndarray], other: list[np.ndarray]) -> None:
         assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize(("moment", "epoch"), [("report", 0), ("prune", 2), ("report", 4)])
 @pytest.mark.parametrize(
-    ("like", "optimizer"), [(mlp, "adam"), (mlp, "rmsprop"), (mlp, "sgd"), (cnn, "adam")]
+    ("like", "optimizer", "moment", "epoch"),
+    [
+        (mlp, "adam", "report", 0),
+        (mlp, "rmsprop", "prune", 2),
+        (mlp, "sgd", "report", 4),
+        (cnn, "adam", "prune", 2),
+    ],
 )
 def test_a_trial_killed_after_an_epoch_continues_to_the_same_bits(
     like: KerasObjective, optimizer: str, moment: str, epoch: int

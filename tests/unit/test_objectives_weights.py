@@ -48,15 +48,14 @@ def by_keras(
     return history, model.get_weights()
 
 
-@pytest.mark.parametrize("how", ["graph", "xla", "plain"])
 @pytest.mark.parametrize(
-    ("make", "dataset", "class_weight"),
+    ("make", "dataset", "class_weight", "how"),
     [
-        (weighted_metrics, WEIGHTED, None),
-        (weighted_metrics, DATASET, {0: 0.2, 1: 3}),
-        (f1, ONE_HOT, {1: 3.0}),
+        pytest.param(weighted_metrics, WEIGHTED, None, "graph", id="sample weights"),
+        pytest.param(weighted_metrics, WEIGHTED, None, "xla", id="sample weights by XLA"),
+        pytest.param(weighted_metrics, DATASET, {0: 0.2, 1: 3}, "plain", id="class weights"),
+        pytest.param(f1, ONE_HOT, {1: 3.0}, "graph", id="class weights, one-hot"),
     ],
-    ids=["sample weights", "class weights", "class weights, one-hot"],
 )
 def test_weights_count_as_in_keras_fit(
     make: Callable[[float], Any],
