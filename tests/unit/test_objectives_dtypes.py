@@ -55,8 +55,6 @@ def dataset(x_dtype: str, y_dtype: str) -> Dataset:
 @pytest.mark.parametrize(
     ("x_dtype", "y_dtype"), thinned(zip(DTYPES, DTYPES[::-1], strict=True), 2)
 )
-    ("x_dtype", "y_dtype"), thinned(zip(DTYPES, DTYPES[::-1], strict=True), 2)
-)
 def test_a_model_is_trained_on_arrays_of_any_kind_of_number(x_dtype: str, y_dtype: str) -> None:
     data = dataset(x_dtype, y_dtype)
     # `y_pred - y` needs floats in Keras, too.
