@@ -109,7 +109,7 @@ def draw_rows(targets: Array, rows: Array, size: int | None, seed: int) -> Array
     rank = np.random.RandomState([seed, 1]).permutation(len(counts))
     used = _apportion(counts, size, rank)
     drawn = [shuffled[s : s + u] for s, u in zip(starts, used, strict=True)]
-    return rows[np.sort(np.concatenate(drawn))]
+    return np.sort(rows[np.concatenate(drawn)])
 
 
 def shuffled_by_class(targets: Array, seed: int) -> tuple[Array, Array, Array]:
