@@ -17,7 +17,7 @@ from rich.text import Text
 
 from service.doctor import Finding
 from service.errors import headline
-from service.studies.progress import Best, Progress, mark
+from service.studies.progress import Best, Progress, mark, spread
 
 
 def to_json(value: Any) -> str:
@@ -78,13 +78,14 @@ def best_line(best: Best | None, monitor: str | None, complete: int = 0) -> str:
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
     return (
         f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}"
-        f"{mark(best.synthetic)}{epoch}"
+        f"{spread(best.std)}{mark(best.synthetic)}{epoch}"
     ) + (f", {parameters(best.params)}" if best.params else "")
 
 
 def data_line(data: Mapping[str, Any]) -> str:
-    """Where a study's data come from, in one line."""
-    return visible(f"data: {data['name']} from {data['source']}")
+    """Where a study's data come from and how many examples each part has, in one line."""
+    parts = f": {data['parts']}" if data.get("parts") else ""
+    return visible(f"data: {data['name']} from {data['source']}{parts}")
 
 
 def status(progress: Progress, monitor: str | None) -> RenderableType:
@@ -162,7 +163,7 @@ def _value(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return "-"
     infeasible = "" if row["feasible"] else " infeasible"
-    return f"{row['value']:.6g}{mark(row['synthetic'])}{infeasible}"
+    return f"{row['value']:.6g}{spread(row['std'])}{mark(row['synthetic'])}{infeasible}"
 
 
 def _cause(row: Mapping[str, Any]) -> str:

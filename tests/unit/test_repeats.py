@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,13 +117,11 @@ class Trial(optuna.trial.FixedTrial):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
+def quick_collections() -> None:
     """Keras collects garbage before each model, and need not look at all imported modules."""
     import keras  # noqa: F401
 
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
