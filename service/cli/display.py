@@ -71,6 +71,16 @@ def parameters(params: Mapping[str, Any]) -> str:
     )
 
 
+def settings(values: Mapping[str, Any]) -> str:
+    """Settings in one line, as ``--set`` takes them."""
+    texts = {
+        key: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in values.items()
+    }
+    words = {"True": "true", "False": "false", "None": "none"}
+    return visible(" ".join(f"{key}={words.get(text, text)}" for key, text in texts.items()))
+
+
 def best_line(best: Best | None, monitor: str | None, complete: int = 0) -> str:
     """The best trial in one line; without one, whether any trial is complete."""
     if best is None:
