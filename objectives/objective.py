@@ -11,13 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from objectives.data.arrays import Examples
-from objectives.data.dataset import Dataset, load_dataset, load_test_set
+from objectives.data.arrays import Array, Examples
+from objectives.data.dataset import Dataset, load_dataset, load_test_arrays, load_test_set
 from objectives.data.sources import DATA_KINDS, CallableSource, DataKind, Source
 from objectives.errors import BuildError, SettingError
 from objectives.evaluation import load_model, load_weights, measure, write_model
@@ -25,6 +25,9 @@ from objectives.settings import Direction, Settings
 from objectives.space import Space, describe, make_grid
 from objectives.training.fit import fit, prepare
 from objectives.training.plan import noted_compilations
+from objectives.training.recorder import FitResult
+from objectives.training.refit import refit_callbacks, refit_settings, warn_if_short
+from objectives.training.repeats import Repeats, RepeatTrial, repeats_of
 from objectives.training.settings import TrainingSettings
 
 Builder = Callable[[optuna.Trial, Dataset], Any]
@@ -56,12 +59,20 @@ class KerasObjective:
 
         wine = KerasObjective("wine", load, build, Settings(epochs=50, monitor="val_mae"))
 
-    `load` returns arrays, `(x, y)` or Keras's `((x, y), (x_test, y_test))`. The validation part is
-    cut from `(x, y)`; no trial sees the test set. `(x, y)` may be `(x, y, sample_weight)`; the
-    weights count in training and in validation, as in `keras.Model.fit` with `validation_split`.
-    `load` is called once per process. If it has a parameter `data_dir`, it gets the folder that
-    the user has named. The parameter `batch_size` is suggested for you, from
-    `settings.batch_sizes`.
+    `load` returns arrays: `(x, y)`; or Keras's `((x, y), (x_test, y_test))`; or by name
+    `{"train": (x, y), "validation": (x, y), "test": (x, y)}`, of which only "train" is needed.
+    Three pairs in a row are these three in this order. Without validation data, the validation
+    part is cut from the training set; no trial sees the test set. `(x, y)` may be
+    `(x, y, sample_weight)`; the weights count in training and in validation, as in
+    `keras.Model.fit` with `validation_split`. By name there may also be "groups", a number or name
+    for each training example: no group is in two parts. `load` is called once per process. If it
+    has a parameter `data_dir`, it gets the folder that the user has named. The parameter
+    `batch_size` is suggested for you, from `settings.batch_sizes`.
+
+    With `settings.folds` or `settings.executions`, a trial trains several models; its value is
+    their mean. Each of them is one step: its best value is reported, and the pruner is asked.
+    `build` is called for each of them, with `data.fold`, and fits to `data.train` what it has to
+    fit, such as `keras.layers.Normalization.adapt`.
 
     After each epoch the monitor is reported to the trial and the pruner is asked. A NaN or an
     infinity in an epoch's logs ends the trial with the value NaN, which makes it FAIL in Optuna.
@@ -72,7 +83,8 @@ class KerasObjective:
     A trial may have more than Optuna's attributes: `seed`, the seed of the training (else the
     trial's number is); `should_stop()`, called about every second during an epoch; and
     `checkpoint`, with `load()` and with `save(epoch, state)`, called after each epoch before it is
-    reported. Trials must not run in several threads of one process, since Keras has global state.
+    reported (with folds or executions, `epoch` is the last step that is reported). Trials must not
+    run in several threads of one process, since Keras has global state.
 
     Attributes:
         name: The name of the objective and its data set in messages.
@@ -155,14 +167,21 @@ class KerasObjective:
             data_dir=self.data_dir if data_dir is None else Path(data_dir).expanduser().absolute(),
         )
 
-    def dataset(self) -> Dataset:
+    def dataset(self, fold: int | None = None) -> Dataset:
         """Return the training and the validation part, loaded once per process.
+
+        With `settings.refit`, the training part contains the validation part.
+
+        Args:
+            fold: The fold, from 0, if the settings ask for folds; None: the last one.
 
         Raises:
             DataError: A file is broken, or the data set cannot be found.
-            SettingError: The settings ask for more examples than there are.
+            SettingError: The settings ask for more examples than there are, or contradict the
+                data.
         """
-        return load_dataset(self._source, self.data_kind, self.data_dir, self.settings)
+        dataset = self._load(fold)
+        return dataset.with_all_in_training() if self.settings.refit else dataset
 
     def warm_up(self) -> None:
         """Import Keras in a thread, while the process prepares its first trial."""
@@ -176,8 +195,16 @@ class KerasObjective:
         """
         return load_test_set(self._source, self.data_kind, self.data_dir)
 
+    def test_arrays(self) -> tuple[Array, ...]:
+        """Return the sealed test set with its sample weights, if it has any: (x, y[, weights]).
+
+        Raises:
+            DataError: There is no test set, or its file is broken.
+        """
+        return load_test_arrays(self._source, self.data_kind, self.data_dir)
+
     def data(self) -> dict[str, str]:
-        """Return what identifies the data: name, kind, source, fingerprint.
+        """Return what identifies the data: name, kind, source, fingerprint; and `parts`, in words.
 
         For data from the cache also their content, which is computed from the arrays themselves.
 
@@ -185,12 +212,14 @@ class KerasObjective:
             DataError: A file is broken, or the data set cannot be found.
             SettingError: The settings ask for more examples than there are.
         """
-        dataset = self.dataset()
+        dataset = self._load()
+        refit = "; refit: validation is trained on, too" if self.settings.refit else ""
         return {
             "name": getattr(self._source, "title", self.name),
             "kind": dataset.kind,
             "source": dataset.source,
             "fingerprint": dataset.fingerprint,
+            "parts": dataset.parts + refit,
             **({} if dataset.content is None else {"content": dataset.content}),
         }
 
@@ -213,9 +242,22 @@ class KerasObjective:
             MemoryError: The model does not fit into the memory of the machine or the device.
         """
         with _memory_errors():
-            return self._train(trial, self.dataset())
+            repeats = repeats_of(self.settings)
+            if repeats is None:
+                return self._train(trial, self.dataset())
+            return Repeats(trial, *repeats, self.settings).run(self._train_repeat)
 
     def _train(self, trial: optuna.Trial, dataset: Dataset) -> float:
+        result = self._fit(trial, dataset)
+        if result.epoch is not None:
+            trial.set_user_attr("epoch", result.epoch)
+        return result.value
+
+    def _train_repeat(self, repeat: RepeatTrial) -> FitResult:
+        fold = repeat.index if self.settings.folds else None
+        return self._fit(cast(optuna.Trial, repeat), self.dataset(fold))
+
+    def _fit(self, trial: optuna.Trial, dataset: Dataset) -> FitResult:
         seed = getattr(trial, "seed", trial.number)
         prepare(seed, self.settings.dtype_policy, deterministic=self.settings.deterministic)
         batch_size = trial.suggest_categorical("batch_size", self.settings.batch_sizes)
@@ -223,14 +265,19 @@ class KerasObjective:
         callbacks = self.callbacks(trial) if self.callbacks else ()
         settings = self._training_settings(batch_size, seed)
         weight = self.class_weight(trial) if callable(self.class_weight) else self.class_weight
+        if self.settings.refit:
+            settings, callbacks = refit_settings(settings), refit_callbacks(callbacks)
         result = fit(model, dataset, settings, trial, callbacks=callbacks, class_weight=weight)
-        if result.epoch is not None:
-            trial.set_user_attr("epoch", result.epoch)
-            save_model = getattr(trial, "save_model", None)
-            if save_model is not None:
-                write = partial(write_model, model, result.best_weights)
-                save_model(result.value, write, result.history[result.epoch])
-        return result.value
+        if self.settings.refit:
+            warn_if_short(result, settings)
+        save_model = getattr(trial, "save_model", None)
+        if save_model is not None and result.epoch is not None:
+            write = partial(write_model, model, result.best_weights)
+            save_model(result.value, write, result.history[result.epoch])
+        return result
+
+    def _load(self, fold: int | None = None) -> Dataset:
+        return load_dataset(self._source, self.data_kind, self.data_dir, self.settings, fold)
 
     def evaluate(
         self,
@@ -259,7 +306,7 @@ class KerasObjective:
             DataError: There is no test set, or its file is broken.
         """
         validation = self.dataset().validation_arrays
-        arrays = validation if part == "validation" else tuple(self.test_set())
+        arrays = validation if part == "validation" else self.test_arrays()
         own = path.suffix == ".keras" and alone
         model = load_model(path) if own else self._rebuild(path, params, seed)
         return measure(model, arrays, self.settings.validation_batch_size or params["batch_size"])

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from objectives.errors import SettingError
 
 Direction = Literal["maximize", "minimize"]
+DEFAULT_VALIDATION_FRACTION = 0.15
 _LOWER_IS_BETTER = (
     "loss",
     "error",
@@ -54,6 +55,14 @@ class SettingType:
 def integer(at_least: int) -> SettingType:
     """Allow an integer that is not below `at_least`."""
     return SettingType(f"a whole number, at least {at_least}", lambda v: _integer(v, at_least))
+
+
+def integer_or_zero(at_least: int) -> SettingType:
+    """Allow 0, or an integer that is not below `at_least`."""
+    return SettingType(
+        f"0, or a whole number, at least {at_least}",
+        lambda v: _integer(v, at_least) if _integer(v, 0) else 0,
+    )
 
 
 def optional(inner: SettingType) -> SettingType:
@@ -165,8 +174,18 @@ class Settings:
         validation_batch_size: Examples in a batch of the validation; None: the batch size.
         train_size: Use this many examples of the training part, each class in proportion; None:
             all.
-        validation_fraction: The share of the training set that is held out for validation.
+        validation_fraction: The share of the training set that is held out for validation. It
+            does not apply to folds, or to data with a validation set of their own.
         split_seed: The seed of the split, which all trials of a study share.
+        folds: Train a trial's model on so many folds, a new model on each: k-fold
+            cross-validation. The trial's value is the mean. 0: one split.
+        time_order: Whether the examples are in order of time. The validation part is then the
+            last part, and a fold is trained on what is before it.
+        executions: Train a trial's model so many times, each time with another seed. The trial's
+            value is the mean.
+        refit: Whether to train on the training and the validation part together, for exactly
+            `epochs` epochs. The last epoch counts. The monitor is computed on the validation part,
+            which the model has seen.
         monitor: The metric that is reported after each epoch and that makes the trial's value.
         dtype_policy: Keras's dtype policy for all layers; None: the policy that Keras has, which
             is float32 unless the objective's module has set another.
@@ -186,8 +205,12 @@ class Settings:
     batch_sizes: tuple[int, ...] = setting((32, 64, 128), integer_list(1))
     validation_batch_size: int | None = setting(None, optional(integer(1)))
     train_size: int | None = setting(None, optional(integer(1)))
-    validation_fraction: float = setting(0.15, fraction())
+    validation_fraction: float = setting(DEFAULT_VALIDATION_FRACTION, fraction())
     split_seed: int = setting(0, seed())
+    folds: int = setting(0, integer_or_zero(2))
+    time_order: bool = setting(False, boolean())
+    executions: int = setting(1, integer(1))
+    refit: bool = setting(False, boolean())
     monitor: str = setting("val_accuracy", metric())
     dtype_policy: str | None = setting(
         None, optional(choice("float32", "mixed_bfloat16", "mixed_float16"))
@@ -200,6 +223,11 @@ class Settings:
         for name, type_ in self.types().items():
             object.__setattr__(self, name, _parse(name, type_, getattr(self, name)))
         self.direction  # noqa: B018  refuse a metric of unknown direction here, not later
+        if self.folds and self.executions > 1:
+            raise SettingError(
+                f"settings folds={self.folds} and executions={self.executions}: a trial has "
+                "several folds or several executions, not both; set folds=0 or executions=1"
+            )
 
     @classmethod
     def types(cls) -> dict[str, SettingType]:

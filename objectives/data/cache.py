@@ -35,7 +35,7 @@ from objectives.data.arrays import Array
 
 _log = logging.getLogger("studyhall")
 
-_VERSION = 2
+_VERSION = 3
 _METADATA_FILE = "about.json"
 _MAX_ENTRIES = 8
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,11 +28,15 @@ class SourceData(NamedTuple):
     """What a source has loaded.
 
     Attributes:
-        train: The training set, not split yet.
+        train: The training set; not split yet, unless there is a validation set.
         test: The test set; None if there is none.
         source: Where the data come from, in words.
         kind: "real" or "synthetic".
         sample_weight: The weight of each training example, float32 [n, ...]; None: all are equal.
+        validation: The validation set, if the source has one.
+        validation_weight: The weights of the validation examples.
+        test_weight: The weights of the test examples.
+        groups: The number of the group of each training example, int [n]; None: no groups.
     """
 
     train: Examples
@@ -40,6 +44,10 @@ class SourceData(NamedTuple):
     source: str
     kind: str
     sample_weight: Array | None = None
+    validation: Examples | None = None
+    validation_weight: Array | None = None
+    test_weight: Array | None = None
+    groups: Array | None = None
 
 
 class Source(ABC):
@@ -62,10 +70,15 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class CallableSource(Source):
-    """A user's function that returns (x, y), or ((x, y), (x_test, y_test)) as Keras's loaders do.
+    """A user's function that returns its data by name or by position.
 
-    (x, y) may also be (x, y, sample_weight).
-    A function with a parameter `data_dir` gets the folder, or None.
+    By name: ``{"train": part, "validation": part, "test": part, "groups": groups}``; all but
+    "train" may be missing or None. By position: one part is the training set; two are training
+    and test set, as Keras's loaders return them; three are training, validation and test set. A
+    part is ``(x, y)`` or ``(x, y, sample_weight)``.
+
+    Attributes:
+        function: Is called without arguments, or with `data_dir` if it has such a parameter.
     """
 
     function: Callable[..., Any]
@@ -77,21 +90,25 @@ class CallableSource(Source):
             raise SettingError(f"{name} has no generated stand-in: --data synthetic is not for it")
         takes_dir = "data_dir" in inspect.signature(self.function).parameters
         returned = self.function(data_dir=data_dir) if takes_dir else self.function()
-        if isinstance(returned, list | tuple):
-            _check_single_arrays(name, returned)
-        try:
-            part, *rest = (returned, None) if _are_arrays(returned) else returned
-            x, y, weights = part if len(part) == 3 else (*part, None)
-            test = Examples(*map(read_only, rest[0])) if rest and rest[0] is not None else None
-        except (TypeError, ValueError):
-            raise DataError(
-                f"{name}: must return (x, y) or ((x, y), (x_test, y_test)), arrays; the first "
-                "pair may be (x, y, sample_weight)"
-            ) from None
-        train = Examples(read_only(x), _targets(y))
-        _check_lengths(train, name)
-        weights = None if weights is None else _weights(weights, train.size, name)
-        return SourceData(train, test, name, "real", weights)
+        parts = _by_name(name, returned)
+        groups = parts.pop("groups", None)
+        read = {key: _read_part(name, key, part) for key, part in parts.items()}
+        train, weight = read["train"]
+        for key, (examples, _) in read.items():
+            _check_shapes(f"{name}: {key}", examples, train)
+        validation, validation_weight = read.get("validation", (None, None))
+        test, test_weight = read.get("test", (None, None))
+        return SourceData(
+            train,
+            test,
+            name,
+            "real",
+            weight,
+            validation,
+            validation_weight,
+            test_weight,
+            None if groups is None else _groups(groups, train.size, name),
+        )
 
 
 @dataclass(frozen=True)
@@ -244,6 +261,82 @@ def _targets(y: Any) -> Array:
     limits = np.iinfo(np.int32)
     fits = limits.min <= targets.min() and targets.max() <= limits.max
     return read_only(targets.astype(np.int32) if fits else targets)
+
+
+def _by_name(source: str, returned: Any) -> dict[str, Any]:
+    """Return the parts that a function returns by their names, without those that are None."""
+    if isinstance(returned, Mapping):
+        unknown = [key for key in returned if key not in (*_PARTS, "groups")]
+        if unknown:
+            raise DataError(
+                f"{source}: returns {unknown[0]!r} by name; the names are {', '.join(_PARTS)} and "
+                "groups"
+            )
+        parts = dict(returned)
+    else:
+        if isinstance(returned, list | tuple):
+            _check_single_arrays(source, returned)
+        try:
+            positions = (returned,) if _are_arrays(returned) else tuple(returned)
+        except TypeError:
+            raise _unusable(source) from None
+        if len(positions) not in (1, 2, 3):
+            raise _unusable(source)
+        names = ("train", "test") if len(positions) < 3 else _PARTS
+        parts = dict(zip(names, positions, strict=False))
+    parts = {key: part for key, part in parts.items() if part is not None}
+    if "train" not in parts:
+        raise DataError(f"{source}: returns no training set; its name is 'train'")
+    return parts
+
+
+_PARTS = ("train", "validation", "test")
+
+
+def _unusable(source: str) -> DataError:
+    return DataError(
+        f"{source}: must return (x, y) or ((x, y), (x_test, y_test)), arrays, or by name "
+        "{'train': (x, y), 'validation': (x, y), 'test': (x, y)}; each pair may be "
+        "(x, y, sample_weight)"
+    )
+
+
+def _read_part(source: str, name: str, part: Any) -> tuple[Examples, Array | None]:
+    """Return the examples of a part and their weights."""
+    if isinstance(part, list | tuple):
+        _check_single_arrays(source, part)
+    try:
+        x, y, weights = part if len(part) == 3 else (*part, None)
+    except (TypeError, ValueError):
+        raise _unusable(source) from None
+    where = source if name == "train" else f"{source}: {name}"
+    # The labels of a test set keep their dtype, which fingerprints of older studies contain.
+    examples = Examples(read_only(x), read_only(y) if name == "test" else _targets(y))
+    _check_lengths(examples, where)
+    return examples, None if weights is None else _weights(weights, examples.size, where)
+
+
+def _check_shapes(source: str, examples: Examples, train: Examples) -> None:
+    """Check that examples have the shape of the training examples."""
+    for what, one, other in zip(("inputs", "targets"), examples, train, strict=True):
+        if one.shape[1:] != other.shape[1:]:
+            raise DataError(
+                f"{source}: {what} of the shape {one.shape[1:]}, must be that of the training "
+                f"set, {other.shape[1:]}"
+            )
+
+
+def _groups(values: Any, n: int, source: str) -> Array:
+    """Return the number of each example's group, in the order of their names."""
+    groups = np.asarray(values)
+    if groups.shape != (n,):
+        raise DataError(
+            f"{source}: groups of the shape {groups.shape}, must be {n} numbers or names, one for "
+            "each training example"
+        )
+    # Objects may not compare with each other (a missing name among strings).
+    names = groups.astype(str) if groups.dtype.hasobject else groups
+    return read_only(np.unique(names, return_inverse=True)[1])
 
 
 def _weights(values: Any, n: int, source: str) -> Array:

@@ -55,9 +55,13 @@ class Recorder:
         self.nan = False
 
     def is_best(self, logs: dict[str, float]) -> bool:
-        """Return whether the logs hold a better value than all recorded epochs."""
-        value = logs[self._settings.monitor]
-        return self.best_epoch is None or self._settings.is_better(value, self._best_value)
+        """Return whether the logs hold a better value than all recorded epochs.
+
+        If the last epoch counts as the best one, they do.
+        """
+        if self.best_epoch is None or self._settings.keep_last:
+            return True
+        return self._settings.is_better(logs[self._settings.monitor], self._best_value)
 
     def record(self, logs: dict[str, float]) -> None:
         """Append an epoch's logs to the history and report the monitor to the trial."""

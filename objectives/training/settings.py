@@ -21,6 +21,7 @@ class TrainingSettings:
         seed: The seed of the order of the examples and of the random layers.
         validation_batch_size: Examples in a batch of the validation; 0: `batch_size`.
         deterministic: Whether TensorFlow's operations are deterministic.
+        keep_last: Whether the last epoch counts as the best one.
     """
 
     epochs: int
@@ -32,6 +33,7 @@ class TrainingSettings:
     seed: int = 0
     validation_batch_size: int = 0
     deterministic: bool = True
+    keep_last: bool = False
 
     def __post_init__(self) -> None:
         if not self.validation_batch_size:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from service.doctor import Finding
 from service.errors import headline
-from service.studies.progress import Best, Progress, mark
+from service.studies.progress import Best, Progress, mark, spread
 from service.studies.winner import Opening
 
 
@@ -73,6 +73,16 @@ def parameters(params: Mapping[str, Any]) -> str:
     )
 
 
+def settings(values: Mapping[str, Any]) -> str:
+    """Settings in one line, as ``--set`` takes them."""
+    texts = {
+        key: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in values.items()
+    }
+    words = {"True": "true", "False": "false", "None": "none"}
+    return visible(" ".join(f"{key}={words.get(text, text)}" for key, text in texts.items()))
+
+
 def best_line(best: Best | None, monitor: str | None, complete: int = 0) -> str:
     """The best trial in one line; without one, whether any trial is complete."""
     if best is None:
@@ -80,13 +90,14 @@ def best_line(best: Best | None, monitor: str | None, complete: int = 0) -> str:
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
     return (
         f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}"
-        f"{mark(best.synthetic)}{epoch}"
+        f"{spread(best.std)}{mark(best.synthetic)}{epoch}"
     ) + (f", {parameters(best.params)}" if best.params else "")
 
 
 def data_line(data: Mapping[str, Any]) -> str:
-    """Where a study's data come from, in one line."""
-    return visible(f"data: {data['name']} from {data['source']}")
+    """Where a study's data come from and how many examples each part has, in one line."""
+    parts = f": {data['parts']}" if data.get("parts") else ""
+    return visible(f"data: {data['name']} from {data['source']}{parts}")
 
 
 def openings_line(openings: Sequence[Opening]) -> str:
@@ -236,7 +247,7 @@ def _value(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return "-"
     infeasible = "" if row["feasible"] else " infeasible"
-    return f"{row['value']:.6g}{mark(row['synthetic'])}{infeasible}"
+    return f"{row['value']:.6g}{spread(row['std'])}{mark(row['synthetic'])}{infeasible}"
 
 
 def _cause(row: Mapping[str, Any]) -> str:

@@ -109,14 +109,16 @@ def best(context: Context, name: str, as_json: bool) -> None:
 @click.command()
 @path_option
 def objectives(path: str | None) -> None:
-    """List the objectives that can be run, with their search spaces."""
+    """List the objectives that can be run, with their search spaces and settings."""
     for name in registry.names():
         out.print(name, style="bold", markup=False)
-        search_space = getattr(
-            registry.load(name, Permission(path=full_path(path))), "search_space", None
-        )
+        objective = registry.load(name, Permission(path=full_path(path)))
+        search_space = getattr(objective, "search_space", None)
         for key, values in (search_space() if search_space else {}).items():
             out.print(f"  {key:<18} {values}", markup=False)
+        settings = display.settings(registry.settings_of(objective))
+        if settings:
+            out.print(f"  {'--set':<18} {settings}", markup=False)
 
 
 @click.command()

@@ -121,11 +121,20 @@ def explicit_options(
         if pairs:
             explicit[f"{key}_arguments"] = factory.parse_arguments(pairs, f"--{key}-arg")
     if options["settings"]:
-        objective = registry.configure(
-            registry.load(options["objective"], permission),
-            {**stored.settings, **factory.parse_arguments(options["settings"], "--set")},
-            stored.data,
-            options["data_dir"] or stored.data_dir,
+        given = factory.parse_arguments(options["settings"], "--set")
+        objective = registry.load(options["objective"], permission)
+        before, now = (
+            registry.settings_of(
+                registry.configure(
+                    objective, settings, stored.data, options["data_dir"] or stored.data_dir
+                )
+            )
+            for settings in (stored.settings, {**stored.settings, **given})
         )
-        explicit["settings"] = registry.settings_of(objective)
+        # A setting that is younger than the study has its default there.
+        explicit["settings"] = {
+            key: value
+            for key, value in now.items()
+            if key in stored.settings or value != before.get(key)
+        }
     return explicit

@@ -95,6 +95,11 @@ def mark(synthetic: bool) -> str:
     return " SYNTHETIC" if synthetic else ""
 
 
+def spread(std: float | None) -> str:
+    """What stands behind a value that is the mean of several trainings."""
+    return "" if std is None else f" (std {std:.2g})"
+
+
 @dataclass(frozen=True)
 class Best:
     """The best trial of a study.
@@ -106,6 +111,7 @@ class Best:
         epoch: Its best epoch, from 0; None where the objective names none.
         seed: The seed of everything random in the trial.
         synthetic: Whether the value was measured on generated data.
+        std: The standard deviation of the trainings whose mean the value is; None: it is no mean.
     """
 
     number: int
@@ -114,6 +120,7 @@ class Best:
     epoch: int | None
     seed: int
     synthetic: bool = False
+    std: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As ``studyhall best --json`` prints it."""

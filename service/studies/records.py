@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -84,11 +86,13 @@ def record(
     """
     last = attempts[-1] if attempts else None
     interrupted = trial.state == TrialState.RUNNING and has_expired
+    complete = trial.state == TrialState.COMPLETE  # a pruned trial's value is no mean
     duration = trial.duration
     return {
         "number": trial.number,
         "state": "interrupted" if interrupted else trial.state.name.lower(),
         "value": trial.values[0] if trial.values else None,
+        "std": standard_deviation(trial.user_attrs) if complete else None,
         "synthetic": synthetic,
         "constraints": constraints(trial.system_attrs),
         "feasible": is_feasible(trial.system_attrs),
@@ -102,6 +106,12 @@ def record(
         "detail": last.detail if last else None,
         "history": [attempt.to_json() for attempt in attempts],
     }
+
+
+def standard_deviation(user_attrs: Mapping[str, Any]) -> float | None:
+    """The spread of the trainings whose mean is the trial's value: the user attribute ``std``."""
+    std = user_attrs.get("std")
+    return std if isinstance(std, float) and math.isfinite(std) else None
 
 
 def best_epoch(trial: FrozenTrial, value: float | None, direction: str) -> int | None:

@@ -29,6 +29,7 @@ from service.studies.records import (
     read_attempts,
     read_interrupted,
     record,
+    standard_deviation,
 )
 from service.studies.spec import Budget, Spec, refuse_contradictions
 from service.studies.winner import Opening
@@ -174,7 +175,8 @@ class Study:
     def _make_best(self, trial: FrozenTrial, value: float) -> Best:
         seed = factory.trial_seed(self.spec.seed, trial.number)
         epoch = best_epoch(trial, value, self.spec.direction)
-        return Best(trial.number, value, trial.params, epoch, seed, self.is_synthetic())
+        synthetic, std = self.is_synthetic(), standard_deviation(trial.user_attrs)
+        return Best(trial.number, value, trial.params, epoch, seed, synthetic, std)
 
     def is_synthetic(self) -> bool:
         """Whether the study's data are generated."""

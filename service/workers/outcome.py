@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from service.errors import headline
+from service.studies.progress import spread
 from service.workers.stop_requests import TrialTimeout
 
 CAUSES = ("error", "invalid", "nan", "oom", "timeout", "configuration")
@@ -64,16 +65,17 @@ class Outcome:
     def _fail(cls, cause: str, detail: str) -> Outcome:
         return cls(TrialState.FAIL, cause=cause, detail=storable(detail))
 
-    def describe(self, monitor: str | None, epoch: int | None) -> str:
+    def describe(self, monitor: str | None, epoch: int | None, std: float | None = None) -> str:
         """The outcome in one line.
 
         Args:
             monitor: Name of the metric, if it has one.
             epoch: The best epoch, if one has the value.
+            std: The spread of the trainings whose mean the value is, if it is one.
         """
         if self.state == TrialState.COMPLETE:
             at = "" if epoch is None else f" at epoch {epoch}"
-            return f"complete, {monitor or 'value'} {self.value:.6g}{at}"
+            return f"complete, {monitor or 'value'} {self.value:.6g}{spread(std)}{at}"
         if self.state == TrialState.PRUNED:
             return "pruned" if self.cause is None else f"pruned ({self.cause})"
         return f"failed ({self.cause}): {headline(self.detail)}"

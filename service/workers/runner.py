@@ -22,7 +22,7 @@ from service.storage.leases import Lease
 from service.storage.storage import StudyStorage
 from service.studies.hall import Hall
 from service.studies.progress import mark
-from service.studies.records import best_epoch
+from service.studies.records import best_epoch, standard_deviation
 from service.studies.registry import Objective
 from service.studies.study import Study
 from service.workers.model import TrialModel
@@ -173,7 +173,8 @@ class TrialRunner:
         outcome = self._tell(trial, outcome)
         spec = self._study.spec
         epoch = best_epoch(trial._cached_frozen_trial, outcome.value, spec.direction)
-        line = outcome.describe(spec.monitor, epoch)
+        std = standard_deviation(trial.user_attrs)
+        line = outcome.describe(spec.monitor, epoch, std)
         synthetic = outcome.value is not None and self._study.is_synthetic()
         log.info("trial %d: %s%s", trial.number, line, mark(synthetic))
         if study._stop_flag:

@@ -89,6 +89,7 @@ def test_create_then_worker_needs_only_the_name(shell: Shell) -> None:
 
 def test_objectives_lists_the_built_in_ones_with_their_spaces(shell: Shell) -> None:
     listed = shell("objectives").stdout
+    assert "batch_sizes=32,64,128" in listed and "folds=0 time_order=false" in listed
     for name in ("mnist-mlp", "mnist-cnn", "cifar10-mlp", "cifar10-cnn"):
         assert name in listed
     assert "learning_rate" in listed and "num_conv_layers" in listed

@@ -59,7 +59,8 @@ def test_the_stand_in_is_the_same_bytes_everywhere(
 
 def test_the_stand_in_says_that_it_is_one() -> None:
     data = cifar10_cnn.configured({}, data="synthetic").data()
-    assert data.keys() == {"name", "kind", "source", "fingerprint", "content"}
+    assert data.keys() == {"name", "kind", "source", "fingerprint", "content", "parts"}
+    assert data["parts"] == "8,500 training, 1,500 validation, test sealed (2,000)"
     assert (data["name"], data["kind"]) == ("CIFAR-10", "synthetic")
     assert data["source"] == "synthetic (generated)"
 
