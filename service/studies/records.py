@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
 from service.storage.constraints import constraints, is_feasible
+from service.studies.linked import WITHDRAWN
 
 ATTEMPTS = text(
     """-- All attempts of a study; those of one trial stand together, the first one first.
@@ -85,6 +86,7 @@ def record(
     last = attempts[-1] if attempts else None
     interrupted = trial.state == TrialState.RUNNING and has_expired
     duration = trial.duration
+    withdrawn = "withdrawn" if WITHDRAWN in trial.system_attrs else None
     return {
         "number": trial.number,
         "state": "interrupted" if interrupted else trial.state.name.lower(),
@@ -98,7 +100,7 @@ def record(
         "duration_seconds": None if duration is None else round(duration.total_seconds(), 3),
         "attempts": len(attempts),
         "worker": last.worker if last else None,
-        "cause": last.cause if last else None,
+        "cause": last.cause if last else withdrawn,
         "detail": last.detail if last else None,
         "history": [attempt.to_json() for attempt in attempts],
     }

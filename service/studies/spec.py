@@ -43,6 +43,8 @@ class Spec:
             look for it. No process imports from it: rows are data.
         trial_timeout: Wall-clock limit of one attempt at a trial, in seconds, or None.
         max_attempts: A trial fails when so many workers have died in it.
+        linked: For a linked study (`service.studies.linked`): the name and uid of the study whose
+            trials it trains again, and the purpose; else None.
     """
 
     objective: str
@@ -59,6 +61,7 @@ class Spec:
     path: str | None = None
     trial_timeout: float | None = None
     max_attempts: int = 3
+    linked: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.trial_timeout is not None and self.trial_timeout <= 0:
@@ -73,6 +76,10 @@ class Spec:
     def to_json(self) -> dict[str, Any]:
         """The JSON object that is stored with the study."""
         return asdict(self)
+
+    def is_linked_for(self, purpose: str) -> bool:
+        """Whether the study is linked to another one for this purpose."""
+        return self.linked is not None and self.linked.get("purpose") == purpose
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Spec:
