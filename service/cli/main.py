@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import look, run
+from service.cli import look, retrain, run
 from service.cli.db import db
 from service.cli.options import Context, option
 from service.settings import Settings
@@ -32,6 +32,9 @@ for command in (
     look.status,
     look.trials,
     look.best,
+    retrain.confirm,
+    retrain.reproduce,
+    retrain.refit,
     look.objectives,
     look.doctor,
     db,
