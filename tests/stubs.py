@@ -261,6 +261,7 @@ def points(trial: optuna.Trial) -> float:
 def noisy(trial: optuna.Trial) -> float:
     """Noise of standard deviation 1 from the seed; configuration 7 is truly better by 2."""
     configuration = trial.suggest_int("configuration", 0, 30)
+    time.sleep(float(os.environ.get("STUB_PAUSE", "0")))
     noise = random.Random(f"{trial.seed} {configuration}").gauss(0, 1)  # type: ignore[attr-defined]
     return noise + (2 if configuration == 7 else 0)
 

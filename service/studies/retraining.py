@@ -116,10 +116,13 @@ class Retraining:
         if number is None:
             raise self._nothing_complete()
         trial = self.ended_trial(number)
+        objective = self._refittable(permission)
         epochs = self._best_number_of_epochs(trial, winner)
-        settings = self._refit_settings(epochs, permission)
+        changed = {**self._spec.settings, "refit": True, "epochs": epochs}
+        data, folder = self._spec.data, self._spec.data_dir
+        refitting = registry.configure(objective, changed, data, folder)
         run = Run(trial, linked.seed_of(self._spec.seed, trial))
-        spec = replace(self._spec, settings=settings)
+        spec = replace(self._spec, settings=registry.settings_of(refitting))
         details = {"trial": number, "epochs": epochs}
         return self._ensure(REFIT, spec, lambda study_id: [run], details)
 
@@ -148,9 +151,13 @@ class Retraining:
             )
         return epoch + 1
 
-    def _refit_settings(self, epochs: int, permission: Permission | None) -> dict[str, Any]:
-        spec = self._spec
-        objective = spec.load(permission=permission)
+    def _refittable(self, permission: Permission | None) -> registry.Objective:
+        """The objective, if it can be trained on training and validation part together.
+
+        Raises:
+            ConfigurationError: It has no such setting.
+        """
+        objective = self._spec.load(permission=permission)
         lacking = sorted({"refit", "epochs"} - registry.settings_of(objective).keys())
         if lacking:
             raise ConfigurationError(
@@ -158,10 +165,7 @@ class Retraining:
                 f"{' and no '.join(lacking)}: it cannot be trained on the training and the "
                 "validation part together"
             )
-        changed = {**spec.settings, "refit": True, "epochs": epochs}
-        return registry.settings_of(
-            registry.configure(objective, changed, spec.data, spec.data_dir)
-        )
+        return objective
 
     def _nothing_complete(self) -> WorkFailed:
         return WorkFailed(f"no feasible trial of study {self._name!r} is complete yet")

@@ -159,7 +159,7 @@ def test_refit_takes_the_confirmed_winner_if_there_is_one(hall: Hall) -> None:
 
 
 def test_refit_needs_an_objective_that_can_do_it(hall: Hall) -> None:
-    study = searched(hall, "stepped", 2)
+    study = searched(hall, "quick", 2)
     with pytest.raises(ConfigurationError, match=r"no setting epochs and no refit"):
         study.refit()
     assert study.linked() == []
