@@ -2,8 +2,9 @@
 
 The rule is the paired t-race with Bonferroni's correction [1, 2], as the package irace has it [3].
 All candidates train with the same seeds. After each seed that every candidate left in the race has
-finished, from the third on, each is compared with the leader, the one with the highest mean of
-these seeds. A one-sided paired t-test asks whether it is worse. If so, it leaves the race.
+finished, from the third on, each is compared with the leader: of those with more complete than
+failed runs, the one with the highest mean of these seeds. A one-sided paired t-test asks whether
+it is worse. If so, it leaves the race.
 
 The level of a test is ``ALPHA / (look * (look + 1)) / (candidates - 1)``. ``look`` counts the
 tests from 1, and ``candidates`` is the number of all that were ever in the race. The sum over all
@@ -109,15 +110,16 @@ def _look(table: Mapping[int, Any], seeds: int, level: float) -> list[Withdrawal
         seeds: The number of seeds.
         level: The level of each test.
     """
-    means = {c: np.nanmean(v) for c, v in table.items() if not np.isnan(v).all()}
-    if not means:
+    complete = {candidate: int((~np.isnan(values)).sum()) for candidate, values in table.items()}
+    if not any(complete.values()):
         return []
-    leader = max(means, key=lambda candidate: (means[candidate], -candidate))
+    means = {c: float(np.nanmean(table[c])) for c in table if 2 * complete[c] > seeds}
+    leader = max(means, key=lambda c: (means[c], -c), default=None)
     leaving = []
     for candidate, values in table.items():
-        if candidate not in means:
+        if not complete[candidate]:
             leaving.append(Withdrawal(candidate, seeds, None, None))
-        elif candidate != leader:
+        elif leader is not None and candidate != leader:
             p = worse(values, table[leader])
             if p is not None and p < level:
                 leaving.append(Withdrawal(candidate, seeds, leader, p))

@@ -96,6 +96,14 @@ def test_a_candidate_whose_runs_all_fail_leaves_and_single_failures_cost_a_pair_
     assert race(everyone) == []
 
 
+def test_a_candidate_that_fails_too_often_to_win_drives_nobody_out() -> None:
+    noise = [0.01, 0.0, 0.03, 0.02, 0.05, 0.0, 0.04]
+    steady = {i: 0.5 + noise[i] for i in range(7)}
+    brilliant = {i: 0.9 + noise[-1 - i] if i % 2 else math.nan for i in range(7)}
+    assert race({0: steady, 1: brilliant}) == []
+    assert gone({0: steady, 1: {**steady, **{i: 0.9 + noise[-1 - i] for i in range(7)}}}) == {0: 3}
+
+
 def test_intervals_are_students_t() -> None:
     found = posterior.estimate([1.0, 2.0, 3.0, 4.0])
     assert found is not None and found.mean == 2.5
