@@ -18,7 +18,7 @@ from service.cli.options import (
     permission_options,
     with_worker_options,
 )
-from service.cli.work import conclude, conclude_stopped, require, train
+from service.cli.work import command, conclude, conclude_stopped, require, train
 from service.errors import WorkFailed
 from service.studies.hall import Hall
 from service.studies.permission import Permission
@@ -169,7 +169,7 @@ def finish(
     train(hall, linked, worker_options, data_dir, permission, again(), console)
     progress = linked.progress()
     if progress.state == "stopped":
-        resume = shlex.join(["studyhall", "resume", linked.name])
+        resume = command("resume", linked, permission, worker_options.workers)
         conclude_stopped(linked.name, progress, resume, console)
 
 

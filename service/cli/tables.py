@@ -66,7 +66,8 @@ def _conclusion(found: Confirmation) -> list[str]:
         value = f"{visible(found.monitor or 'value')} {number(winner.mean)}{mark(found.synthetic)}"
         lines.append(f"winner: trial {winner.number}, {value}, by validation alone")
     elif not found.is_final:
-        again = f"studyhall confirm {shlex.quote(found.study)}"
+        name = ("resume", found.linked) if found.state == "stopped" else ("confirm", found.study)
+        again = shlex.join(["studyhall", *name])
         lines.append(visible(f"not every run has ended; go on with: {again}"))
     if found.missing:
         numbers = ", ".join(map(str, found.missing))

@@ -70,9 +70,9 @@ class Withdrawal:
         return asdict(self)
 
     def __str__(self) -> str:
-        why = "all its runs failed" if self.rival is None else f"worse than trial {self.rival}"
+        why = "all its runs failed" if self.rival is None else f"worse than candidate {self.rival}"
         p = "" if self.p is None else f", p={self.p:.2g}"
-        return f"trial {self.candidate} cannot win any more after {self.seeds} seeds: {why}{p}"
+        return f"candidate {self.candidate} cannot win any more after {self.seeds} seeds: {why}{p}"
 
 
 def race(results: Results, gone: Collection[int] = ()) -> list[Withdrawal]:

@@ -285,3 +285,38 @@ def test_infeasible_trials_are_no_candidates(hall: Hall, monkeypatch: pytest.Mon
     study = searched(hall, "constrained", 8, sampler="grid", sampler_arguments=grid)
     again = study.confirm(top=3, seeds=2)
     assert {trial.params["x"] for trial in again.optuna.trials} == {4, 5, 6}
+
+
+def test_commands_at_once_make_one_study_under_a_free_name(hall: Hall) -> None:
+    study = searched(hall, "quick", 3)
+    hall.create("quick-confirm", Spec("stubs:quick"), Budget(1))  # not linked to anything
+    halls = [Hall(hall.settings) for _ in range(4)]
+    start = threading.Barrier(len(halls))
+    made: list[str] = []
+
+    def confirm(one: Hall) -> None:
+        mine = one.study("quick")
+        start.wait()
+        made.append(mine.confirm(top=3, seeds=4).name)
+
+    threads = [threading.Thread(target=confirm, args=(one,)) for one in halls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == ["quick-confirm-2"] * 4
+    (again,) = study.linked("confirm")
+    progress = again.progress()
+    assert (progress.n_trials, progress.waiting) == (12, 12)
+
+
+def test_a_stopped_confirmation_keeps_what_it_has_and_is_resumed_as_any_study(hall: Hall) -> None:
+    study = searched(hall, "quick", 2)
+    again = study.confirm(top=2, seeds=2)
+    again.stop()
+    assert work(hall, again) == 0
+    found = confirmed(study)
+    assert (found.state, found.winner, found.is_final) == ("stopped", None, False)
+    again.resume()
+    work(hall, again)
+    assert confirmed(study).is_final
