@@ -81,7 +81,8 @@ class KerasObjective:
     second.
 
     A trial may have more than Optuna's attributes: `seed`, the seed of the training (else the
-    trial's number is); `should_stop()`, called about every second during an epoch; and
+    trial's number is); `split_seed`, which replaces the setting `split_seed` for this trial,
+    unless it is None; `should_stop()`, called about every second during an epoch; and
     `checkpoint`, with `load()` and with `save(epoch, state)`, called after each epoch before it is
     reported (with folds or executions, `epoch` is the last step that is reported). Trials must not
     run in several threads of one process, since Keras has global state.
@@ -242,10 +243,20 @@ class KerasObjective:
             MemoryError: The model does not fit into the memory of the machine or the device.
         """
         with _memory_errors():
-            repeats = repeats_of(self.settings)
-            if repeats is None:
-                return self._train(trial, self.dataset())
-            return Repeats(trial, *repeats, self.settings).run(self._train_repeat)
+            return self._with_split_of(trial)._run(trial)
+
+    def _run(self, trial: optuna.Trial) -> float:
+        repeats = repeats_of(self.settings)
+        if repeats is None:
+            return self._train(trial, self.dataset())
+        return Repeats(trial, *repeats, self.settings).run(self._train_repeat)
+
+    def _with_split_of(self, trial: optuna.Trial) -> Self:
+        """This objective, with the trial's own split if the trial has one."""
+        seed = getattr(trial, "split_seed", None)
+        if seed is None:
+            return self
+        return replace(self, settings=self.settings.changed({"split_seed": seed}))
 
     def _train(self, trial: optuna.Trial, dataset: Dataset) -> float:
         result = self._fit(trial, dataset)

@@ -25,19 +25,24 @@ from service.errors import (  # noqa: E402
     WorkFailed,
 )
 from service.settings import Settings  # noqa: E402
+from service.studies.confirmation import Candidate, Confirmation  # noqa: E402
 from service.studies.hall import Hall, connect, storage  # noqa: E402
 from service.studies.progress import Best, Progress  # noqa: E402
+from service.studies.reproduction import Reproduction  # noqa: E402
 from service.studies.spec import Budget, Spec  # noqa: E402
 from service.studies.study import Study  # noqa: E402
 
 __all__ = [
     "Best",
     "Budget",
+    "Candidate",
     "ConfigurationError",
+    "Confirmation",
     "DataMismatch",
     "DatabaseError",
     "Hall",
     "Progress",
+    "Reproduction",
     "SchemaOutOfDate",
     "Settings",
     "Spec",

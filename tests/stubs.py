@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -277,3 +278,67 @@ def modelled(trial: optuna.Trial) -> float:
     if str(trial.number) == os.environ.get("STUB_FAIL_AT"):
         raise ZeroDivisionError("after its model was saved")
     return value
+
+
+def noisy(trial: optuna.Trial) -> float:
+    """Noise of standard deviation 1 from the seed; configuration 7 is truly better by 2."""
+    configuration = trial.suggest_int("configuration", 0, 30)
+    time.sleep(float(os.environ.get("STUB_PAUSE", "0")))
+    noise = random.Random(f"{trial.seed} {configuration}").gauss(0, 1)  # type: ignore[attr-defined]
+    return noise + (2 if configuration == 7 else 0)
+
+
+class Settled:
+    """Three reported epochs from the trial's seed and split seed; what `KerasObjective` has."""
+
+    direction = "maximize"
+    monitor = "score"
+
+    def __init__(self, epochs: int = 3, refit: bool = False, split_seed: int = 0) -> None:
+        self.settings = {"epochs": epochs, "refit": refit, "split_seed": split_seed}
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        split = getattr(trial, "split_seed", None) or self.settings["split_seed"]
+        generator = random.Random(f"{trial.seed} {split}")  # type: ignore[attr-defined]
+        values = []
+        for epoch in range(int(self.settings["epochs"])):
+            drift = float(os.environ.get("STUB_DRIFT", "0")) if epoch else 0.0
+            values.append(1 + x + generator.random() / 100 + drift)
+            trial.report(values[-1], epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        trial.set_user_attr("epoch", values.index(max(values)))
+        return max(values)
+
+    def configured(
+        self, settings: dict[str, object], data: str | None = None, data_dir: str | None = None
+    ) -> Settled:
+        return Settled(**{**self.settings, **settings})  # type: ignore[arg-type]
+
+    def settings_dict(self) -> dict[str, object]:
+        return dict(self.settings)
+
+
+settled = Settled()
+
+
+def sometimes_other(trial: optuna.Trial) -> float:
+    """Suggests x, and whatever else STUB_PARAMETERS names."""
+    names = os.environ.get("STUB_PARAMETERS", "x").split(",")
+    return sum(trial.suggest_float(name, 0, 1) for name in names)
+
+
+def worse_by_far(trial: optuna.Trial) -> float:
+    """The lower the better: choice 0 is the best by far, choice 2 fails on fresh seeds."""
+    choice = trial.suggest_int("choice", 0, 4)
+    noise = random.Random(f"{trial.seed} {choice}").gauss(0, 0.1)  # type: ignore[attr-defined]
+    if choice == 2 and trial.study.study_name.endswith("-confirm"):
+        return math.nan
+    return 100.0 * choice + noise
+
+
+def fails_again(trial: optuna.Trial) -> float:
+    """NaN for the choices in STUB_CHOICES."""
+    choice = trial.suggest_int("choice", 0, 4)
+    return math.nan if str(choice) in os.environ["STUB_CHOICES"].split(",") else float(choice)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +202,19 @@ def status(
     return grid
 
 
-def studies(rows: Iterable[Progress]) -> Table:
-    """A table of studies, one line each."""
+def studies(rows: Iterable[Progress], indented: Collection[str] = ()) -> Table:
+    """A table of studies, one line each.
+
+    Args:
+        rows: Their progress.
+        indented: The names of those that stand under the study to which they are linked.
+    """
     columns = ("study", "state", "trials", "complete", "pruned", "failed", "workers", "best")
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
         total = "?" if row.n_trials is None else row.n_trials
         table.add_row(
-            Text(visible(row.study)),
+            Text(f"{'  ' if row.study in indented else ''}{visible(row.study)}"),
             f"{row.state}, no worker" if row.state == "running" and not row.workers else row.state,
             f"{row.finished}/{total}" if not row.added else f"{row.begun}/{total} +{row.added}",
             str(row.complete),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 
 import click
 
@@ -37,23 +38,47 @@ def status(context: Context, name: str | None, as_json: bool, watch: bool) -> No
 
 
 def show_all(hall: Hall, as_json: bool) -> None:
-    """Print the progress of every study."""
-    progress = [study.progress() for study in hall.studies()]
+    """Print the progress of every study; linked ones stand under their study."""
+    found = hall.studies()
+    by_uid = {study.uid: study for study in found}
+    roots = {study.uid: _root(study, by_uid) for study in found}
+    places = {study.uid: place for place, study in enumerate(found)}
+    found.sort(key=lambda study: (places[roots[study.uid].uid], places[study.uid]))
+    rows = [(study, study.progress()) for study in found]
     if as_json:
-        print_plain(display.to_json([row.to_json() for row in progress]))
+        objects = [{**row.to_json(), "linked_to": study.spec.linked} for study, row in rows]
+        print_plain(display.to_json(objects))
     else:
-        out.print(display.studies(progress))
+        indented = {study.name for study in found if roots[study.uid] is not study}
+        out.print(display.studies([row for _, row in rows], indented))
+
+
+def _root(study: Study, by_uid: Mapping[str, Study]) -> Study:
+    """The study under which a linked one stands; itself, if it is not linked."""
+    seen = {study.uid}
+    while (uid := (study.spec.linked or {}).get("uid")) in by_uid and uid not in seen:
+        study = by_uid[str(uid)]
+        seen.add(study.uid)
+    return study
 
 
 def show_status(study: Study, as_json: bool, watch: bool) -> None:
     """Print a study's progress once, or until it is finished."""
     while True:
         progress, openings = study.progress(), study.openings()
+        linked = [(one, one.progress()) for one in study.linked()]
         if as_json:
-            test = [opening.to_json() for opening in openings]
-            print_plain(display.to_json({**progress.to_json(), "test": test}))
+            objects = [{**row.to_json(), "linked_to": one.spec.linked} for one, row in linked]
+            more = {
+                "test": [opening.to_json() for opening in openings],
+                "linked_to": study.spec.linked,
+                "linked": objects,
+            }
+            print_plain(display.to_json({**progress.to_json(), **more}))
         else:
             out.print(display.status(progress, study.spec.monitor, openings))
+            for _, row in linked:
+                out.print(display.visible(f"  {row}"), markup=False, soft_wrap=True)
         if not watch or progress.state in ("finished", "stopped"):
             return
         time.sleep(2)

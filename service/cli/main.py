@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import look, run, winner
+from service.cli import look, retrain, run, winner
 from service.cli.db import db
 from service.cli.options import Context, option
 from service.settings import Settings
@@ -34,6 +34,9 @@ for command in (
     look.best,
     winner.evaluate,
     winner.export,
+    retrain.confirm,
+    retrain.reproduce,
+    retrain.refit,
     look.objectives,
     look.doctor,
     db,

@@ -111,7 +111,7 @@ def resume(
     """Go on with an interrupted, stopped or finished study; --trials is its new total."""
     hall = context.hall()
     study = hall.study(name)
-    require(study, permission)
+    require(study.spec, permission)
     if study.progress().data is not None:
         # Other data are refused before the budget changes.
         study.check_data(study.spec.load(full_path(data_dir), permission))

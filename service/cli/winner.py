@@ -36,7 +36,7 @@ def evaluate(
 ) -> None:
     """Measure the winner on the sealed test set, once, on record."""
     study = context.hall().study(name)
-    require(study, permission)
+    require(study.spec, permission)
     opening = study.evaluate(again=again, permission=permission, data_dir=full_path(data_dir))
     if as_json:
         print_plain(display.to_json(opening.to_json()))
@@ -61,7 +61,7 @@ def export(
 ) -> None:
     """Write the best model with its card into DIR, and prove that it is that model."""
     study = context.hall().study(name)
-    require(study, permission)
+    require(study.spec, permission)
     card = study.export(folder, permission=permission, data_dir=full_path(data_dir))
     if as_json:
         print_plain(display.to_json(card))

@@ -5,14 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
 
 from service.cli import display
 from service.cli.console import LiveStatus, err, out
 from service.cli.options import WorkerOptions, full_path
 from service.errors import NotAllowed, WorkFailed
 from service.studies.hall import Hall
+from service.studies.linked import REPRODUCE
 from service.studies.permission import Permission
 from service.studies.progress import Progress
+from service.studies.spec import Spec
 from service.studies.study import Study
 from service.workers.pool import Pool
 
@@ -34,15 +40,41 @@ def work(
         WorkFailed: The study ended without a complete trial, or failures stopped it.
     """
     resume = command("resume", study, permission, worker_options.workers)
-    if study.progress().state not in ENDED:
-        require(study, permission)
-        code = run_pool(hall, study, worker_options, data_dir, permission)
-        if code == 130:
-            line = display.visible(f"interrupted; go on with: {resume}")
-            err.print(line, markup=False, soft_wrap=True)
-        if code:
-            sys.exit(code)
+    train(hall, study, worker_options, data_dir, permission, resume)
     conclude(study, resume)
+
+
+def train(
+    hall: Hall,
+    study: Study,
+    worker_options: WorkerOptions,
+    data_dir: str | None,
+    permission: Permission,
+    again: str,
+    console: Console = out,
+) -> None:
+    """Run a pool on the study, unless it has ended.
+
+    Exits the command if the pool fails or is interrupted.
+
+    Args:
+        hall: The database.
+        study: The study.
+        worker_options: The workers.
+        data_dir: Folder of the data on this machine.
+        permission: What the command allows.
+        again: The command that goes on with it.
+        console: Where the workers' lines go.
+    """
+    if study.progress().state in ENDED:
+        return
+    require(study.spec, permission)
+    code = run_pool(hall, study, worker_options, data_dir, permission, console)
+    if code == 130:
+        line = display.visible(f"interrupted; go on with: {again}")
+        err.print(line, markup=False, soft_wrap=True)
+    if code:
+        sys.exit(code)
 
 
 def command(name: str, study: Study, permission: Permission, workers: int | None = None) -> str:
@@ -58,14 +90,14 @@ def command(name: str, study: Study, permission: Permission, workers: int | None
     return shlex.join(words if workers is None else [*words, "--workers", str(workers)])
 
 
-def require(study: Study, permission: Permission) -> None:
+def require(spec: Spec, permission: Permission) -> None:
     """Refuse a study whose code this command does not allow.
 
     Raises:
         NotAllowed: The message has the command that would allow it.
     """
     try:
-        study.spec.require(permission)
+        spec.require(permission)
     except NotAllowed as error:
         again = shlex.join(["studyhall", *sys.argv[1:], *error.option.split(" ", 1)])
         raise NotAllowed(error.problem, f"{error.option} to the command: {again}") from None
@@ -77,9 +109,10 @@ def run_pool(
     worker_options: WorkerOptions,
     data_dir: str | None,
     permission: Permission,
+    console: Console = out,
 ) -> int:
     """Run a pool until the study has nothing left; return its exit code."""
-    with LiveStatus(out, study.spec.monitor) as live:
+    with LiveStatus(console, study.spec.monitor) as live:
         pool = Pool(
             hall,
             study,
@@ -117,7 +150,10 @@ def conclude(study: Study, resume: str) -> None:
     progress = study.progress()
     out.print(display.status(progress, study.spec.monitor))
     if progress.state == "stopped":
-        _conclude_stopped(study.name, progress, resume)
+        conclude_stopped(study.name, progress, resume)
+    elif progress.state == "finished" and study.spec.linked is not None:
+        line = display.visible(f"every run has ended. Next: {result_command(study.spec.linked)}")
+        out.print(line, markup=False, soft_wrap=True)
     elif progress.state == "finished":
         _conclude_finished(study.name, progress, resume)
     elif not progress.workers:
@@ -125,7 +161,20 @@ def conclude(study: Study, resume: str) -> None:
         out.print(line, markup=False, soft_wrap=True)
 
 
-def _conclude_stopped(name: str, progress: Progress, resume: str) -> None:
+def result_command(linked: Mapping[str, Any]) -> str:
+    """The command that shows what has come of a linked study."""
+    words = [linked["purpose"], linked["study"]]
+    if linked["purpose"] == REPRODUCE:
+        words.append(str(linked["trial"]))
+    return shlex.join(["studyhall", *words])
+
+
+def conclude_stopped(name: str, progress: Progress, resume: str, console: Console = out) -> None:
+    """Print that a study is stopped, and how to go on.
+
+    Raises:
+        WorkFailed: Failures have stopped it.
+    """
     stopped = f"study {name!r} is stopped"
     if progress.stop_reason != "stopped by the user":
         raise WorkFailed(
@@ -133,7 +182,7 @@ def _conclude_stopped(name: str, progress: Progress, resume: str) -> None:
             f"studyhall trials {shlex.quote(name)} --format json; then: {resume}"
         )
     line = display.visible(f"{stopped} by the user; go on with: {resume}")
-    out.print(line, markup=False, soft_wrap=True)
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _conclude_finished(name: str, progress: Progress, resume: str) -> None:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
 from service.storage.constraints import constraints, is_feasible
+from service.studies.linked import WITHDRAWN
 
 ATTEMPTS = text(
     """-- All attempts of a study; those of one trial stand together, the first one first.
@@ -88,6 +89,7 @@ def record(
     interrupted = trial.state == TrialState.RUNNING and has_expired
     complete = trial.state == TrialState.COMPLETE  # a pruned trial's value is no mean
     duration = trial.duration
+    withdrawn = "withdrawn" if WITHDRAWN in trial.system_attrs else None
     return {
         "number": trial.number,
         "state": "interrupted" if interrupted else trial.state.name.lower(),
@@ -102,7 +104,7 @@ def record(
         "duration_seconds": None if duration is None else round(duration.total_seconds(), 3),
         "attempts": len(attempts),
         "worker": last.worker if last else None,
-        "cause": last.cause if last else None,
+        "cause": last.cause if last else withdrawn,
         "detail": last.detail if last else None,
         "history": [attempt.to_json() for attempt in attempts],
     }

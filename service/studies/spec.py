@@ -44,6 +44,8 @@ class Spec:
         trial_timeout: Wall-clock limit of one attempt at a trial, in seconds, or None.
         max_attempts: A trial fails when so many workers have died in it.
         keep: How many of the best trials' models are kept.
+        linked: For a linked study (`service.studies.linked`): the name and uid of the study whose
+            trials it trains again, and the purpose; else None.
     """
 
     objective: str
@@ -61,6 +63,7 @@ class Spec:
     trial_timeout: float | None = None
     max_attempts: int = 3
     keep: int = 1
+    linked: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.trial_timeout is not None and self.trial_timeout <= 0:
@@ -77,6 +80,10 @@ class Spec:
     def to_json(self) -> dict[str, Any]:
         """The JSON object that is stored with the study."""
         return asdict(self)
+
+    def is_linked_for(self, purpose: str) -> bool:
+        """Whether the study is linked to another one for this purpose."""
+        return self.linked is not None and self.linked.get("purpose") == purpose
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Spec:

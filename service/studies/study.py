@@ -18,8 +18,10 @@ from service.settings import Settings
 from service.storage.constraints import is_infeasible
 from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
-from service.studies import progress, registry, winner
+from service.studies import confirmation, linked, progress, registry, reproduction, winner
+from service.studies.confirmation import Confirmation
 from service.studies.feasible import FeasibleTrials
+from service.studies.linked import CONFIRM, REFIT, REPRODUCE
 from service.studies.permission import Permission
 from service.studies.progress import Best, Progress
 from service.studies.progress_reader import ProgressReader, best_of_study
@@ -31,6 +33,8 @@ from service.studies.records import (
     record,
     standard_deviation,
 )
+from service.studies.reproduction import Reproduction
+from service.studies.retraining import Retraining
 from service.studies.spec import Budget, Spec, refuse_contradictions
 from service.studies.winner import Opening
 
@@ -173,18 +177,22 @@ class Study:
         return digests.derived(FeasibleTrials, FeasibleTrials.update).best
 
     def _make_best(self, trial: FrozenTrial, value: float) -> Best:
-        seed = factory.trial_seed(self.spec.seed, trial.number)
+        seed = linked.seed_of(self.spec.seed, trial)
         epoch = best_epoch(trial, value, self.spec.direction)
         synthetic, std = self.is_synthetic(), standard_deviation(trial.user_attrs)
         return Best(trial.number, value, trial.params, epoch, seed, synthetic, std)
 
     def is_synthetic(self) -> bool:
         """Whether the study's data are generated."""
+        return progress.is_synthetic(self._read_data())
+
+    def _read_data(self) -> dict[str, Any] | None:
+        """The study's data; None until a worker has read them."""
         if self._data is None:
             with self._engine.connect() as connection:
                 values = {"study_id": self.study_id}
                 self._data = connection.execute(DATA, values).scalar_one_or_none()
-        return progress.is_synthetic(self._data)
+        return self._data
 
     @property
     def folder(self) -> str:
@@ -313,6 +321,11 @@ class Study:
             ConfigurationError: The new budget is invalid, or is spent already.
         """
         Budget(n_trials, timeout)
+        if n_trials is not None and self.spec.linked is not None:
+            raise ConfigurationError(
+                f"the trials of study {self.name!r} are those of {self.spec.linked['study']!r} "
+                "trained again, and --trials adds none; add seeds with studyhall confirm --seeds N"
+            )
         progress = self.progress()
         if n_trials is not None and n_trials < progress.begun:
             raise ConfigurationError(
@@ -363,6 +376,129 @@ class Study:
                 f"differs from the study's: {here['source']} or a cache of it was changed; remove "
                 "the folder STUDYHALL_CACHE on the machine whose data are wrong"
             )
+
+    def linked(self, purpose: str | None = None) -> list[Study]:
+        """The studies that train trials of this one again, the oldest first.
+
+        Args:
+            purpose: Only those for ``confirm``, ``reproduce`` or ``refit``.
+        """
+        with self._engine.connect() as connection:
+            found = linked.find(connection, self.uid)
+        studies = [
+            Study(
+                self._engine,
+                self._settings,
+                row.study_id,
+                row.study_name,
+                row.uid,
+                Spec.from_json(row.spec),
+            )
+            for row in found
+        ]
+        return [s for s in studies if purpose is None or s.spec.is_linked_for(purpose)]
+
+    def confirm(self, top: int = 3, seeds: int = 5, *, resplit: bool = False) -> Study:
+        """Create or extend the study that trains the best trials again on fresh seeds.
+
+        Nothing is trained here: workers join the study that is returned. The same call again finds
+        the same study; larger numbers, and trials that have become the best since, are added.
+
+        Args:
+            top: How many best trials; of trials with the same parameters only the best one counts.
+            seeds: How many seeds each; all trials get the same ones.
+            resplit: Whether each seed has a split of its own into training and validation part.
+
+        Returns:
+            The linked study.
+
+        Raises:
+            WorkFailed: No feasible trial is complete.
+            ConfigurationError: A number is too small, the study is itself a linked one, or its
+                objective does not split data.
+        """
+        return self._named(self._retraining.confirm(top, seeds, resplit=resplit), CONFIRM)
+
+    def confirmation(self) -> Confirmation | None:
+        """What the newest confirmation has found so far; None if there is none."""
+        for study in reversed(self.linked(CONFIRM)):
+            linked_spec = study.spec.linked or {}
+            return confirmation.read(
+                self._storage,
+                (self.study_id, self.name),
+                (study.study_id, study.name),
+                self.spec,
+                state=study.progress().state,
+                resplit=bool(linked_spec.get("resplit")),
+                synthetic=study.is_synthetic(),
+            )
+        return None
+
+    def reproduce(self, number: int) -> Study:
+        """Create the study that trains one trial again; an unfinished one is found again.
+
+        Args:
+            number: The number of a trial that has ended.
+
+        Returns:
+            The linked study, with one trial.
+
+        Raises:
+            ConfigurationError: There is no such trial, or it has not ended.
+        """
+        return self._named(self._retraining.reproduce(number), REPRODUCE)
+
+    def reproduction(self, number: int) -> Reproduction | None:
+        """The newest repetition of a trial beside the trial; None if there is none.
+
+        Raises:
+            ConfigurationError: There is no such trial, or it has not ended.
+        """
+        trial = self._retraining.ended_trial(number)
+        for study in reversed(self.linked(REPRODUCE)):
+            if (study.spec.linked or {}).get("trial") == number:
+                (repeated,) = self._storage.get_all_trials(study.study_id)
+                return reproduction.compare(
+                    (self.name, trial, self.attempts().get(trial._trial_id, [])),
+                    (study.name, repeated, study.attempts().get(repeated._trial_id, [])),
+                )
+        return None
+
+    def refit(self, permission: Permission | None = None) -> Study:
+        """Create the study that trains the winner once more, on training and validation part.
+
+        The winner is that of the confirmation, if it has one, else the best trial. It is trained
+        for its best number of epochs: the median of the confirmed runs, else the trial's own.
+
+        Args:
+            permission: What this process may import; by default what its environment allows.
+
+        Returns:
+            The linked study, with one trial. The same winner finds the same study again.
+
+        Raises:
+            WorkFailed: No feasible trial is complete.
+            ConfigurationError: The objective has no setting refit, or the trial has no epochs.
+        """
+        confirmed, best = self.confirmation(), self.best
+        winner = None if confirmed is None else confirmed.winner
+        number = None if best is None else best.number
+        return self._named(self._retraining.refit(winner, number, permission), REFIT)
+
+    @property
+    def _retraining(self) -> Retraining:
+        return Retraining(
+            self._engine,
+            self._storage,
+            self.study_id,
+            self.name,
+            self.uid,
+            self.spec,
+            self._read_data(),
+        )
+
+    def _named(self, name: str, purpose: str) -> Study:
+        return next(study for study in self.linked(purpose) if study.name == name)
 
     def _execute(self, statement: Any, **parameters: Any) -> None:
         with self._engine.begin() as connection:

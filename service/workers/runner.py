@@ -147,6 +147,7 @@ class TrialRunner:
         try:
             with self._stop_requests.objective_running(self._study.spec.trial_timeout):
                 value = self._objective(trial)
+            trial.refuse_unused_parameters()
         except (StaleLease, TrialInterrupted, DatabaseError):
             raise
         except (SQLAlchemyError, StorageInternalError) as error:

@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.artifacts.checkpoints import SavedState, TrialCheckpoints
-from service.sampling import factory
 from service.storage.storage import StudyStorage
+from service.studies.linked import LAST_STEP, SOURCE, SPLIT_SEED, seed_of
 from service.workers.model import TrialModel
 from service.workers.outage import Outage
 from service.workers.stop_requests import (
@@ -51,6 +51,12 @@ class Checkpoint:
         self._files.save(epoch, state)
 
 
+class OtherParameters(ValueError):
+    """The objective asks for other parameters than the trial that is trained again has."""
+
+    cause = "configuration"
+
+
 class Trial(optuna.Trial):
     """An `optuna.Trial` with a seed, checkpoints, and requests to stop.
 
@@ -85,7 +91,12 @@ class Trial(optuna.Trial):
             super().__init__(study, trial_id)
         self._stop_requests = stop_requests
         self._outage = outage
-        self._seed = factory.trial_seed(study_seed, self.number)
+        trial = self._cached_frozen_trial
+        self._seed = seed_of(study_seed, trial)
+        self._split_seed = trial.system_attrs.get(SPLIT_SEED)
+        self._last_step = trial.system_attrs.get(LAST_STEP)
+        self._fixed = {*trial.params} if SOURCE in trial.system_attrs else None
+        self._suggested: set[str] = set()
         self._unwritten: dict[int, float] = {}
         self._model = model
         self.checkpoint = checkpoint
@@ -100,6 +111,12 @@ class Trial(optuna.Trial):
             self._turn.end()
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if self._fixed is not None and name not in self._fixed:
+            raise OtherParameters(
+                f"the objective suggests {name!r}, which the trial that is trained again does not "
+                "have: the objective is not the one of the search"
+            )
+        self._suggested.add(name)
         with self.taking_turns():
             return super()._suggest(name, distribution)
 
@@ -107,6 +124,24 @@ class Trial(optuna.Trial):
     def seed(self) -> int:
         """Seed of every random number in this trial: 31 bits, the same at every attempt."""
         return self._seed
+
+    @property
+    def split_seed(self) -> int | None:
+        """Seed of the split of a run that has a split of its own; else None."""
+        return self._split_seed
+
+    def refuse_unused_parameters(self) -> None:
+        """Refuse a run whose objective has not suggested all parameters of its source.
+
+        Raises:
+            OtherParameters: Some are missing.
+        """
+        unused = sorted((self._fixed or set()) - self._suggested)
+        if unused:
+            raise OtherParameters(
+                f"the objective no longer suggests {', '.join(unused)}, which the trial that is "
+                "trained again has: the objective is not the one of the search"
+            )
 
     def should_stop(self) -> bool:
         """Whether to stop in mid-epoch; the objective may then return or raise anything.
@@ -184,7 +219,14 @@ class Trial(optuna.Trial):
             raise StudyTimeout(f"the study's time is over at trial {self.number}")
         if self._stop_requests.trial_time_over:
             raise TrialTimeout(f"trial {self.number} took longer than --trial-timeout")
-        return not self._unwritten and self._pruner_prunes()
+        return self._is_at_its_last_step() or (not self._unwritten and self._pruner_prunes())
+
+    def _is_at_its_last_step(self) -> bool:
+        """Whether the trial has reported the step up to which it is trained again."""
+        if self._last_step is None:
+            return False
+        reported = max(self._cached_frozen_trial.intermediate_values, default=-1)
+        return reported >= int(self._last_step)
 
     def _pruner_prunes(self) -> bool:
         """The pruner's decision; False during an outage."""

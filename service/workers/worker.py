@@ -17,7 +17,9 @@ from service.errors import StaleLease
 from service.storage import leases
 from service.storage.leases import Lease
 from service.storage.storage import StudyStorage
+from service.studies.candidates import withdraw_losers
 from service.studies.hall import Hall
+from service.studies.linked import CONFIRM
 from service.studies.registry import Objective
 from service.studies.study import Study
 from service.workers import devices, presence
@@ -117,11 +119,18 @@ class Worker:
                 return None
             try:
                 with SharedConnection.of(self._engine).without_retries():
+                    self._withdraw_losers()
                     return leases.claim(self._engine, study_id, name, seconds)
             except (OperationalError, InterfaceError):
                 if time.monotonic() - began > self._settings.database_patience:
                     raise
             leases.expire_held_by(self._engine, name)
+
+    def _withdraw_losers(self) -> None:
+        """In a confirmation, end the waiting trials of candidates that can no longer win."""
+        if self._study.spec.is_linked_for(CONFIRM):
+            for one in withdraw_losers(self._engine, self._storage, self._study.study_id):
+                log.info("%s", one)
 
     def _let_others_renew(self) -> None:
         """After an outage, wait until every live worker has had time to renew its lease."""

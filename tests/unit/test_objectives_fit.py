@@ -335,3 +335,22 @@ def test_the_example_in_the_docstring_works(
     assert wine.direction == "minimize"
     assert math.isfinite(run.best_value)
     assert wine.search_space() == {"batch_size": "one of 32, 64, 128"}
+
+
+def test_a_trial_with_a_split_seed_trains_on_a_split_of_its_own() -> None:
+    seen: list[np.ndarray] = []
+
+    def noting(trial: optuna.Trial, data: Dataset) -> Any:
+        seen.append(np.array(data.validation.x))
+        return build(trial, data)
+
+    def reports(own: int | None, **changes: Any) -> list[tuple[int, float]]:
+        trial = NotingTrial()
+        trial.split_seed = own  # type: ignore[attr-defined]
+        objective(noting, epochs=1, monitor="val_loss", **changes)(trial)
+        return trial.reports
+
+    own, same, usual = reports(7), reports(None, split_seed=7), reports(None)
+    assert own == same != usual
+    assert np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[0], seen[2])
+    assert np.array_equal(seen[2], objective().dataset().validation.x)

@@ -62,10 +62,6 @@ BEGIN
   ELSIF study.n_claimed >= study.n_trials THEN
     RETURN NULL;
   ELSE
-    UPDATE service.studies
-       SET n_claimed = n_claimed + 1,
-           deadline = coalesce(deadline, now() + timeout_seconds * interval '1 second')
-     WHERE study_id = p_study;
     UPDATE trials
        SET state = 'RUNNING', datetime_start = clock_timestamp() AT TIME ZONE 'UTC'
      WHERE trial_id = (SELECT trial_id FROM trials WHERE study_id = p_study AND state = 'WAITING'
@@ -73,10 +69,18 @@ BEGIN
     RETURNING trial_id INTO lease.trial_id;
     IF FOUND THEN
       document := service.documents(ARRAY[lease.trial_id]);
+    ELSIF study.spec->>'linked' IS NOT NULL THEN
+      -- A linked study begins only what was enqueued; plain Optuna has taken the rest.
+      UPDATE service.studies SET exhausted = true WHERE study_id = p_study;
+      RETURN NULL;
     ELSE
       made := service.create(p_study);
       lease.trial_id := made->1->>0;
     END IF;
+    UPDATE service.studies
+       SET n_claimed = n_claimed + 1,
+           deadline = coalesce(deadline, now() + timeout_seconds * interval '1 second')
+     WHERE study_id = p_study;
     INSERT INTO service.leases (trial_id, study_id, token, worker, attempt, expires_at)
     VALUES (lease.trial_id, p_study, nextval('service.lease_tokens'), p_worker, 1,
             clock_timestamp() + lasts)
