@@ -17,6 +17,7 @@ from rich.text import Text
 
 from service.doctor import Finding
 from service.errors import headline
+from service.studies import drift
 from service.studies.progress import Best, Progress, mark
 
 
@@ -78,7 +79,7 @@ def best_line(best: Best | None, monitor: str | None, complete: int = 0) -> str:
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
     return (
         f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}"
-        f"{mark(best.synthetic)}{epoch}"
+        f"{mark(best.synthetic, best.drift)}{epoch}"
     ) + (f", {parameters(best.params)}" if best.params else "")
 
 
@@ -114,6 +115,8 @@ def status(progress: Progress, monitor: str | None) -> RenderableType:
         grid.add_row(line)
     if progress.data is not None:
         grid.add_row(Text(data_line(progress.data)))
+    if progress.drift:
+        grid.add_row(Text(visible(drift.line(progress.drift))))
     return grid
 
 
@@ -131,7 +134,9 @@ def studies(rows: Iterable[Progress]) -> Table:
             str(row.pruned),
             str(row.failed),
             str(row.workers),
-            "-" if row.best is None else f"{row.best.value:.6g}{mark(row.synthetic)}",
+            "-"
+            if row.best is None
+            else f"{row.best.value:.6g}{mark(row.synthetic, row.best.drift)}",
         )
     return table
 
@@ -162,7 +167,7 @@ def _value(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return "-"
     infeasible = "" if row["feasible"] else " infeasible"
-    return f"{row['value']:.6g}{mark(row['synthetic'])}{infeasible}"
+    return f"{row['value']:.6g}{mark(row['synthetic'], row['drift'])}{infeasible}"
 
 
 def _cause(row: Mapping[str, Any]) -> str:
@@ -181,6 +186,7 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*plain, "n_reported", *(f"params_{name}" for name in names)])
     for row in records:
+        row = {**row, "drift": " ".join(row["drift"])}
         params = [row["params"].get(name) for name in names]
         cells = [*(row[key] for key in plain), len(row["intermediate_values"]), *params]
         writer.writerow(

@@ -7,6 +7,7 @@ import click
 from service.cli import look, run
 from service.cli.db import db
 from service.cli.options import Context, option
+from service.cli.provenance import provenance
 from service.settings import Settings
 
 
@@ -32,6 +33,7 @@ for command in (
     look.status,
     look.trials,
     look.best,
+    provenance,
     look.objectives,
     look.doctor,
     db,

@@ -8,6 +8,7 @@ import time
 
 from service.cli import display
 from service.cli.console import LiveStatus, err, out
+from service.cli.making import own_command
 from service.cli.options import WorkerOptions, full_path
 from service.errors import NotAllowed, WorkFailed
 from service.studies.hall import Hall
@@ -36,6 +37,7 @@ def work(
     resume = command("resume", study, permission, worker_options.workers)
     if study.progress().state not in ENDED:
         require(study, permission)
+        study.check_source(study.read_source(permission), allow_drift=permission.drift)
         code = run_pool(hall, study, worker_options, data_dir, permission)
         if code == 130:
             line = display.visible(f"interrupted; go on with: {resume}")
@@ -90,6 +92,7 @@ def run_pool(
             permission,
             worker_options.limits,
             worker_options.gpu_capacity,
+            own_command(),
         )
         return pool.run()
 
