@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from service.cli import look, run
+from service.cli.costs import costs
 from service.cli.db import db
 from service.cli.options import Context, option
 from service.cli.provenance import provenance
@@ -34,6 +35,7 @@ for command in (
     look.trials,
     look.best,
     provenance,
+    costs,
     look.objectives,
     look.doctor,
     db,

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine, text
 
@@ -17,7 +18,8 @@ from service.settings import Settings
 from service.storage.constraints import is_infeasible
 from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
-from service.studies import drift, progress, provenance, registry
+from service.studies import costs, drift, progress, provenance, registry
+from service.studies.costs import Costs
 from service.studies.feasible import FeasibleTrials
 from service.studies.permission import Permission
 from service.studies.progress import Best, Progress
@@ -193,6 +195,14 @@ class Study:
                 f"the uid of study {self.name!r} cannot name a folder: {self.uid[:80]!r}"
             )
         return f"checkpoints/{self.uid}/{number}"
+
+    def costs(self) -> Costs:
+        """What the search cost, what pruning spared, and what it may have lost."""
+        finished = [*self._storage.digest_cache(self.study_id).finished]
+        direction = StudyDirection[self.spec.direction.upper()]
+        with self._engine.connect() as connection:
+            share = self.spec.pruner_audit
+            return costs.costs(connection, self.study_id, finished, direction, share)
 
     def attempts(self) -> dict[int, list[Attempt]]:
         """The attempts at every trial, by Optuna's trial id, the first one first."""

@@ -108,14 +108,16 @@ class TrialRunner:
             log.info("trial %d: taken over %s, attempt %d", lease.number, where, lease.attempt)
         if self._turn is not None:
             self._storage.watch(lease.study_id)
+        spec = self._study.spec
         return Trial(
             self._optuna_study(lease.number),
             lease.trial_id,
-            self._study.spec.seed,
+            spec.seed,
             self._stop_requests,
             self._outage,
             Checkpoint(files, saved),
             self._turn,
+            factory.is_audited(spec.seed, lease.number, spec.pruner_audit),
         )
 
     def _optuna_study(self, number: int) -> optuna.Study:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Any, cast
 
 import optuna
@@ -20,6 +21,8 @@ from service.workers.stop_requests import (
     TrialTimeout,
 )
 from service.workers.turn import Turn
+
+log = logging.getLogger("studyhall")
 
 
 class Checkpoint:
@@ -59,6 +62,7 @@ class Trial(optuna.Trial):
         outage: Measures outages of the database.
         checkpoint: See Attributes.
         turn: Keeps other trials from sampling at the same moment; None: the sampler needs none.
+        audited: Whether it runs on if the pruner would end it, for the pruner's audit.
 
     Attributes:
         checkpoint: `Checkpoint`: the training state of this trial.
@@ -74,6 +78,7 @@ class Trial(optuna.Trial):
         outage: Outage,
         checkpoint: Checkpoint,
         turn: Turn | None = None,
+        audited: bool = False,
     ) -> None:
         self._turn = turn
         with self.taking_turns():
@@ -82,6 +87,9 @@ class Trial(optuna.Trial):
         self._outage = outage
         self._seed = factory.trial_seed(study_seed, self.number)
         self._unwritten: dict[int, float] = {}
+        self._audited = audited
+        self._audit = self._cached_frozen_trial.system_attrs.get(factory.AUDIT_KEY)
+        self._unwritten_audit = False
         self.checkpoint = checkpoint
         self.interrupted = False
 
@@ -136,10 +144,13 @@ class Trial(optuna.Trial):
             self._unwritten[int(step)] = known[int(step)] = float(value)
 
     def write_reports(self) -> None:
-        """Write the values that were reported during an outage."""
+        """Write what was reported, or found by the audit, during an outage."""
         for step in sorted(self._unwritten):
             self.storage.set_trial_intermediate_value(self._trial_id, step, self._unwritten[step])
             del self._unwritten[step]
+        if self._unwritten_audit:
+            self.storage.set_trial_system_attr(self._trial_id, factory.AUDIT_KEY, self._audit)
+            self._unwritten_audit = False
 
     def should_prune(self) -> bool:
         """Optuna's ``should_prune``, which also ends a trial that must stop.
@@ -160,13 +171,26 @@ class Trial(optuna.Trial):
         return not self._unwritten and self._pruner_prunes()
 
     def _pruner_prunes(self) -> bool:
-        """The pruner's decision; False during an outage."""
+        """The pruner's decision; False during an outage, and in an audited trial."""
+        if self._audit is not None:
+            return False
         try:
             with self._outage.single_try():
-                return super().should_prune()
+                if not super().should_prune():
+                    return False
+                if self._audited:
+                    self._start_audit()
+                return not self._audited
         except (OperationalError, InterfaceError) as error:
             self._outage.record(error)
             return False
+
+    def _start_audit(self) -> None:
+        """Note at which step the pruner would have ended the trial; it is not asked again."""
+        step = max(self._cached_frozen_trial.intermediate_values, default=0)
+        log.info("trial %d: would be pruned at step %d; audited instead", self.number, step)
+        self._audit, self._unwritten_audit = step, True
+        self.write_reports()
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a leased trial belongs to its worker process and cannot be pickled")
