@@ -38,7 +38,7 @@ def study_lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{count} without a provenance"
             continue
         where = worker["document"]
-        yield f"{count} since {worker['first_at']} on {where['host']}, {device(where)}"
+        yield f"{count} since {worker['first_at']} on {where.get('host')}, {device(where)}"
         yield from differing_lines(worker)
 
 
@@ -65,8 +65,8 @@ def document_lines(document: Mapping[str, Any] | None) -> Iterator[str]:
         "data": data and f"{data['name']} {data['fingerprint'][:16]} from {data['source']}",
         "seed": document.get("seed"),
         "settings": pairs(document.get("settings")),
-        "versions": f"{document['python']}, {pairs(document['packages'], ' ')}",
-        "machine": f"{document['host']}, {document['system']}",
+        "versions": f"{document.get('python')}, {pairs(document.get('packages'), ' ')}",
+        "machine": f"{document.get('host')}, {document.get('system')}",
         "device": document.get("device") and device(document),
         "environment": pairs(document.get("environment")),
         "drift": pairs(document.get("drift")),

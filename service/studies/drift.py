@@ -18,13 +18,13 @@ OPTION = "--allow-drift"
 
 
 def of_source(
-    study: str, here: Source, there: Mapping[str, Any], *, allowed: bool
+    study: str, here: Source | None, there: Mapping[str, Any], *, allowed: bool
 ) -> list[str] | None:
     """Compare the objective's source with the study's.
 
     Args:
         study: The study's name.
-        here: The files of this machine.
+        here: The files of this machine; None if there are none to read.
         there: What the study has stored.
         allowed: Whether they may differ.
 
@@ -34,13 +34,16 @@ def of_source(
     Raises:
         SourceMismatch: They differ, and may not.
     """
-    if here.fingerprint == there["fingerprint"]:
+    if here is None:
+        differences, place = ["no Python file of it is found here"], ""
+    elif here.fingerprint == there.get("fingerprint"):
         return None
-    differences = source.differences(here, there)
+    else:
+        differences, place = source.differences(here, there), f" (in {here.folder})"
     if not allowed:
         raise SourceMismatch(
             f"the objective's source is not the one of study {study!r} any more: "
-            f"{', '.join(differences)} (in {here.folder}). Its values would not be comparable: "
+            f"{', '.join(differences)}{place}. Its values would not be comparable: "
             f"choose another --study for the new code, or add {OPTION} to mix them here"
         )
     return differences

@@ -9,6 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
+from service.sampling.factory import AUDIT_KEY
 from service.storage.constraints import constraints, is_feasible
 from service.studies.provenance import drifted
 
@@ -105,6 +106,7 @@ def record(
         "feasible": is_feasible(trial.system_attrs),
         "epoch": best_epoch(trial, trial.values[0] if trial.values else None, direction),
         "params": trial.params,
+        "pruner_audit": trial.system_attrs.get(AUDIT_KEY),
         "intermediate_values": trial.intermediate_values,
         "duration_seconds": None if duration is None else round(duration.total_seconds(), 3),
         "attempts": len(attempts),

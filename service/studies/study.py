@@ -328,7 +328,7 @@ class Study:
         """Compare the objective's source with the study's; the first caller sets it.
 
         Args:
-            here: What `read_source` has found; None is not compared.
+            here: What `read_source` has found.
             allow_drift: Whether it may differ.
 
         Returns:
@@ -337,11 +337,12 @@ class Study:
         Raises:
             SourceMismatch: They differ, and may not; the message names the files.
         """
-        if here is None:
-            return None
-        values = {"study_id": self.study_id, "source": json.dumps(here.to_json())}
+        source = None if here is None else json.dumps(here.to_json())
         with self._engine.begin() as connection:
+            values = {"study_id": self.study_id, "source": source}
             there = connection.execute(SET_SOURCE, values).scalar_one()
+        if there is None:
+            return None  # a compiled module: nobody has its text
         return drift.of_source(self.name, here, there, allowed=allow_drift)
 
     def mark_drift(self, found: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ def test_an_edited_objective_is_refused_unless_drift_is_allowed(
     assert "--allow-drift" in line and "mine.py" not in line
     assert study.progress().n_trials == 2, "the budget is as it was"
     doctor = shell("doctor", "p", "--path", ".", folder=project, check=False)
+    assert "the objective's source is not the one of study 'p' any more" in doctor.stdout
     assert study.progress().drift is None
 
     done = shell(*resume, "--allow-drift", folder=project)

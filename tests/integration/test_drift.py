@@ -38,13 +38,15 @@ def test_a_new_study_has_its_source_and_another_one_is_refused(study: Study) -> 
 
 
 def test_the_first_worker_of_an_old_study_sets_its_source(old_study: Study) -> None:
+    assert old_study.check_source(None) is None
     assert old_study.check_source(ONE) is None
+    with pytest.raises(SourceMismatch, match="no Python file of it is found here"):
+        old_study.check_source(None)
     assert old_study.check_source(Source("/elsewhere", ONE.files)) is None
     with pytest.raises(SourceMismatch, match=r"helper\.py changed \(in /other\)") as caught:
         old_study.check_source(OTHER)
     assert "\n" not in str(caught.value) and "--allow-drift" in str(caught.value)
     assert old_study.check_source(OTHER, allow_drift=True) == ["helper.py changed"]
-    assert old_study.check_source(None) is None
     with pytest.raises(SourceMismatch):
         old_study.check_source(OTHER)  # what was allowed once does not become the study's
 

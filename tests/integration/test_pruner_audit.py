@@ -87,7 +87,8 @@ def test_a_continued_trial_decides_the_same(hall: Hall) -> None:
     Worker(study, hall, goes_on, "two", "cpu").run()
     (trial,) = study.optuna.trials
     assert (trial.state, audited([trial])) == (TrialState.COMPLETE, {0: 1})
-    assert study.records()[0]["attempts"] == 2
+    (row,) = study.records()
+    assert (row["attempts"], row["pruner_audit"]) == (2, 1)
     assert study.best is not None and study.best.value == 0.5
 
 
