@@ -134,13 +134,16 @@ def _resolve(folder: Path, name: str) -> Iterator[Path]:
             return
 
 
-def _package(folder: Path) -> Iterator[Path]:
-    """All Python files of a package and of the packages in it."""
+def _package(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All Python files of a package and of the packages in it; a link may lead in a circle."""
+    place = folder.resolve()
+    if place in above:
+        return
     for entry in sorted(folder.iterdir()):
         if entry.suffix == ".py" and entry.is_file():
             yield entry
-        elif not entry.is_symlink() and (entry / "__init__.py").is_file():
-            yield from _package(entry)
+        elif (entry / "__init__.py").is_file():
+            yield from _package(entry, (*above, place))
 
 
 def _imports(path: Path) -> Iterator[tuple[Path | None, str]]:

@@ -115,9 +115,17 @@ def test_an_installed_package_stands_alone(project: Path, tmp_path: Path) -> Non
     assert {name.split("/")[0] for name in read(site, "pack_.deep:x").files} == {"pack_"}
 
 
-def test_a_file_that_is_no_python_and_a_circle_of_links_are_survived(project: Path) -> None:
-    (project / "helper_.py").write_text("def (")
+def test_links_are_followed_but_not_in_a_circle(project: Path, tmp_path: Path) -> None:
     (project / "pack_" / "again").symlink_to(project / "pack_")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "__init__.py").write_text("")
+    (project / "pack_" / "shared").symlink_to(shared)
+    assert [*read(project).files] == sorted([*COVERED, "pack_/shared/__init__.py"])
+
+
+def test_a_file_that_is_no_python_is_covered_too(project: Path) -> None:
+    (project / "helper_.py").write_text("def (")
     assert "helper_.py" in read(project).files
 
 
