@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import Connection, text
@@ -391,7 +390,8 @@ def _importances(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+            # Rare parameters are inaccurate, as the docs say; a warning each helps nobody.
+            warnings.simplefilter("ignore")
             study = optuna.create_study(direction=direction)
             study.add_trials([_frozen(digest) for digest in complete])
             found = optuna.importance.get_param_importances(study)

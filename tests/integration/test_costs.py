@@ -21,12 +21,12 @@ STEPS = 5
 
 
 def threshold_study(hall: Hall, trials: int, **more: object) -> Study:
-    """A study whose pruner ends every trial that reports more than 1 at step 1."""
+    """A study whose pruner ends trials that report more than 1, or less than -1, at step 1."""
     spec = Spec(
         "stubs:quick",
         sampler="random",
         pruner="ThresholdPruner",
-        pruner_arguments={"upper": 1.0, "n_warmup_steps": 1},
+        pruner_arguments={"lower": -1.0, "upper": 1.0, "n_warmup_steps": 1},
         **more,  # type: ignore[arg-type]
     )
     return hall.create("costs", spec, Budget(trials))
@@ -115,16 +115,18 @@ def test_the_time_of_a_worker_that_died_long_ago_is_that_of_its_epochs(hall: Hal
     assert (found.trained.epochs, found.repeated.epochs) == (2 * STEPS + 1, 1)
 
 
-def test_the_audits_estimate_is_compared_with_the_truth(hall: Hall) -> None:
-    study = threshold_study(hall, 60, pruner_audit=0.4, seed=1)
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_audits_estimate_is_compared_with_the_truth(hall: Hall, direction: str) -> None:
+    sign = -1 if direction == "maximize" else 1
+    study = threshold_study(hall, 60, pruner_audit=0.4, seed=1, direction=direction)
 
     def last_value(number: int) -> float:
         """Of the trials that look bad, every third ends well."""
-        return 0.01 if number % 3 == 0 else 0.9
+        return sign * (0.01 if number % 3 == 0 else 0.9)
 
     def objective(trial: optuna.Trial) -> float:
         looks_bad = trial.number % 2 == 0
-        return reporting(trial, looks_bad, last_value(trial.number) if looks_bad else 0.5)
+        return reporting(trial, looks_bad, last_value(trial.number) if looks_bad else sign * 0.5)
 
     Worker(study, hall, objective, "one", "cpu").run()
     audited = [n for n in range(0, 60, 2) if factory.is_audited(1, n, 0.4)]
@@ -135,15 +137,37 @@ def test_the_audits_estimate_is_compared_with_the_truth(hall: Hall) -> None:
     found = study.costs()
     assert found.audit is not None
     assert (found.audit.audited, found.audit.unfinished) == (len(audited), 0)
-    good = sum(last_value(n) == 0.01 for n in audited)
-    assert (found.audit.threshold, found.audit.good) == (0.5, good)
+    good = sum(last_value(n) == sign * 0.01 for n in audited)
+    assert (found.audit.threshold, found.audit.good) == (sign * 0.5, good)
     assert found.audit.better_than_best == good
     assert found.audit.lost == pytest.approx(good / len(audited) * len(pruned))
     low, high = found.audit.lost_interval or (0.0, 0.0)
-    truth = sum(last_value(n) == 0.01 for n in pruned)
+    truth = sum(last_value(n) == sign * 0.01 for n in pruned)
     assert 0 < low < truth < high < len(pruned)
     assert (found.pruning.estimated_from, found.pruning.full_epochs) == ("audited", STEPS)
-    assert study.best is not None and study.best.value == 0.01, "an audited trial can win"
+    assert study.best is not None and study.best.value == sign * 0.01, "it can win"
+
+
+def test_a_few_audited_trials_do_not_say_how_long_others_would_have_run(hall: Hall) -> None:
+    study = threshold_study(hall, 3, pruner_audit=1.0)
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 0:
+            return reporting(trial, True, 0.9)
+        trial.report(0.5, 0)
+        return 0.5
+
+    Worker(study, hall, objective, "one", "cpu").run()
+    found = study.costs()
+    assert found.audit is not None and (found.audit.audited, found.audit.lost) == (1, 0)
+    assert (found.pruning.estimated_from, found.pruning.full_epochs) == ("complete", 1)
+
+
+def test_the_end_of_the_studys_time_is_no_verdict_of_the_pruner(hall: Hall) -> None:
+    study = hall.create("costs", Spec("stubs:slow"), Budget(None, timeout=0.3))
+    Worker(study, hall, study.spec.load(), "one", "cpu").run()
+    found = study.costs()
+    assert (found.pruned.trials, found.pruning.pruned) == (1, 0)
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 1), (0, 7), (1, 7), (3, 30), (12, 12)])
@@ -162,16 +186,20 @@ def test_importances_are_optunas(hall: Hall) -> None:
 
 
 def test_conditional_and_categorical_parameters_are_no_obstacle(hall: Hall) -> None:
-    study = hall.create("costs", Spec("stubs:quick", sampler="random"), Budget(20))
+    study = hall.create("costs", Spec("stubs:quick", sampler="random"), Budget(22))
+    for name in "bc":
+        study.optuna.enqueue_trial({name: 0.5})  # another parameter is no duplicate
 
     def objective(trial: optuna.Trial) -> float:
+        if trial.number < 2:
+            return trial.suggest_float("bc"[trial.number], 0, 1)
         kind = trial.suggest_categorical("kind", ["a", None, 3])
         return trial.suggest_float("x", 0, 1) if kind == "a" else 0.5
 
     Worker(study, hall, objective, "one", "cpu").run()
     StudyStorage(hall.engine).create_new_trial(study.study_id)
     found = study.costs()
-    assert {*found.importances} >= {"kind"} and found.complete.trials == 20
-    kinds = [trial.params for trial in study.optuna.trials[:20]]
+    assert {*found.importances} >= {"kind"} and found.complete.trials == 22
+    kinds = [trial.params for trial in study.optuna.trials[:22]]
     again = [params for place, params in enumerate(kinds) if params in kinds[:place]]
     assert found.duplicates.trials == len(again) > 0
