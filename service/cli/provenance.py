@@ -78,7 +78,8 @@ def document_lines(document: Mapping[str, Any] | None) -> Iterator[str]:
 
 def dirtiness(dirty: bool | None) -> str:
     """What stands behind a commit."""
-    return {None: ", changes unknown", True: ", with changes that are not in it"}.get(dirty, "")
+    words = {None: ", changes unknown", True: ", with changes that are not in it"}
+    return words.get(dirty, ", clean")
 
 
 def device(document: Mapping[str, Any]) -> str:
@@ -97,5 +98,5 @@ def pairs(found: Mapping[str, Any] | None, equals: str = "=") -> str:
 def differing_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What differs from the document that created the study; a worker always has a device."""
     for key, (before, now) in found["differs"].items():
-        if key not in ("device", "data", "command") and not key.startswith("environment"):
+        if key.partition(".")[0] not in ("device", "data", "command", "environment", "drift"):
             yield f"  {key} differs: {now} (the study's: {before})"
