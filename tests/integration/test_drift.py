@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy
 import stubs
 
-from service import Budget, DataMismatch, Hall, SourceMismatch, Spec, Study
+from service import Budget, DataMismatch, Hall, SourceMismatch, Spec, Study, doctor
 from service.studies import provenance, registry
+from service.studies.permission import Permission
 from service.studies.source import Source
 from service.workers.worker import Worker
 
@@ -49,6 +50,17 @@ def test_the_first_worker_of_an_old_study_sets_its_source(old_study: Study) -> N
     assert old_study.check_source(OTHER, allow_drift=True) == ["helper.py changed"]
     with pytest.raises(SourceMismatch):
         old_study.check_source(OTHER)  # what was allowed once does not become the study's
+
+
+def test_the_doctor_says_so_but_sets_nothing(hall: Hall, study: Study) -> None:
+    here = Permission(("stubs",))
+    execute(hall, "UPDATE service.studies SET source = NULL")
+    assert [*doctor.examine_study(hall, study, here)] == []
+    assert study.provenance()["source"] is None
+    study.check_source(ONE)
+    (finding,) = doctor.examine_study(hall, study, here)
+    assert "the objective's source is not the one of study 'plain' any more" in finding.problem
+    assert "--allow-drift" in finding.cure
 
 
 @pytest.mark.parametrize("first", ["with_data", "generated"])
