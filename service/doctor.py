@@ -208,6 +208,9 @@ def examine_objective(
     cure = "start workers with --path and the folder of the objective's module"
     try:
         objective = study.spec.load(permission=permission)
+        if study.provenance()["source"] is not None:  # else it would become this machine's
+            cure = "choose another study for the new code, or start workers with --allow-drift"
+            study.check_source(study.read_source(permission))
         if has_data:  # else check_data would set this machine's data as the study's
             cure = "pass the study's data with --data-dir"
             study.check_data(objective)

@@ -70,6 +70,10 @@ class DataMismatch(ConfigurationError):
     """This machine's data differ from the study's data."""
 
 
+class SourceMismatch(ConfigurationError):
+    """The objective's source differs from the study's."""
+
+
 class DatabaseError(StudyhallError):
     """The database cannot be reached."""
 

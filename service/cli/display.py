@@ -18,6 +18,7 @@ from rich.text import Text
 
 from service.doctor import Finding
 from service.errors import headline
+from service.studies import drift
 from service.studies.progress import Best, Progress, mark, spread
 from service.studies.winner import Opening
 
@@ -90,7 +91,7 @@ def best_line(best: Best | None, monitor: str | None, complete: int = 0) -> str:
     epoch = "" if best.epoch is None else f" at epoch {best.epoch}"
     return (
         f"best trial {best.number}: {visible(monitor or 'value')} {best.value:.6g}"
-        f"{spread(best.std)}{mark(best.synthetic)}{epoch}"
+        f"{spread(best.std)}{mark(best.synthetic, best.drift)}{epoch}"
     ) + (f", {parameters(best.params)}" if best.params else "")
 
 
@@ -199,6 +200,8 @@ def status(
         grid.add_row(Text(data_line(progress.data)))
     if openings:
         grid.add_row(Text(openings_line(openings)))
+    if progress.drift:
+        grid.add_row(Text(visible(drift.line(progress.drift))))
     return grid
 
 
@@ -221,7 +224,9 @@ def studies(rows: Iterable[Progress], indented: Collection[str] = ()) -> Table:
             str(row.pruned),
             str(row.failed),
             str(row.workers),
-            "-" if row.best is None else f"{row.best.value:.6g}{mark(row.synthetic)}",
+            "-"
+            if row.best is None
+            else f"{row.best.value:.6g}{mark(row.synthetic, row.best.drift)}",
         )
     return table
 
@@ -252,7 +257,8 @@ def _value(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return "-"
     infeasible = "" if row["feasible"] else " infeasible"
-    return f"{row['value']:.6g}{spread(row['std'])}{mark(row['synthetic'])}{infeasible}"
+    marks = mark(row["synthetic"], row["drift"])
+    return f"{row['value']:.6g}{spread(row['std'])}{marks}{infeasible}"
 
 
 def _cause(row: Mapping[str, Any]) -> str:
@@ -271,6 +277,7 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*plain, "n_reported", *(f"params_{name}" for name in names)])
     for row in records:
+        row = {**row, "drift": " ".join(row["drift"])}
         params = [row["params"].get(name) for name in names]
         cells = [*(row[key] for key in plain), len(row["intermediate_values"]), *params]
         writer.writerow(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from service.cli import look, retrain, run, winner
+from service.cli.costs import costs
 from service.cli.db import db
 from service.cli.options import Context, option
+from service.cli.provenance import provenance
 from service.settings import Settings
 
 
@@ -37,6 +39,8 @@ for command in (
     retrain.confirm,
     retrain.reproduce,
     retrain.refit,
+    provenance,
+    costs,
     look.objectives,
     look.doctor,
     db,

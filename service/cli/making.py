@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from service.sampling import factory
 from service.studies import registry
 from service.studies.hall import Hall, check_name
 from service.studies.permission import Permission
+from service.studies.provenance import command_line
 from service.studies.spec import Budget, Spec
 from service.studies.study import Study
 
@@ -27,6 +29,7 @@ COMPARED = (
     "trial_timeout",
     "max_attempts",
     "keep",
+    "pruner_audit",
 )
 """Options that have the same name in the stored spec or budget."""
 
@@ -61,11 +64,16 @@ def create_study(hall: Hall, name: str, options: dict[str, Any], permission: Per
     if data is not None:
         out.print(data_line(data), markup=False)
         spec = Spec.from_json({**spec.to_json(), "data": data.get("kind")})
-    study = hall.create(name, spec, budget)
+    study = hall.create(name, spec, budget, own_command())
     # Another process may have created it just now, with other options.
     study.refuse_contradictions(explicit_options(options, study.spec, permission))
-    study.check_data(objective)
+    study.compare_data(data)
     return study
+
+
+def own_command() -> str:
+    """The command line of this process, as a provenance keeps it."""
+    return command_line(["studyhall", *sys.argv[1:]])
 
 
 def make_budget(trials: int | None, timeout: float | None) -> Budget:
@@ -105,6 +113,7 @@ def make_spec(options: dict[str, Any], permission: Permission) -> tuple[Spec, re
         trial_timeout=options["trial_timeout"],
         max_attempts=options["max_attempts"] or 3,
         keep=1 if options["keep"] is None else options["keep"],
+        pruner_audit=options["pruner_audit"] or 0.0,
     )
     return spec, objective
 

@@ -121,19 +121,30 @@ allow_pickle_option = option(
     is_flag=True,
     help="Let the sampler cmaes unpickle its state from the database.",
 )
+allow_drift_option = option(
+    "--allow-drift",
+    is_flag=True,
+    help="Work although the objective's source or its data differ from the study's.",
+)
 
 
 def permission_options(function: F) -> F:
-    """What a stored study may import or unpickle here; the command gets one `Permission`."""
+    """What a stored study may import, unpickle or mix; the command gets one `Permission`."""
 
     @path_option
     @allow_option
     @allow_pickle_option
+    @allow_drift_option
     @functools.wraps(function)
     def with_permission(
-        *args: Any, path: str | None, allow: str | None, allow_pickle: bool, **values: Any
+        *args: Any,
+        path: str | None,
+        allow: str | None,
+        allow_pickle: bool,
+        allow_drift: bool,
+        **values: Any,
     ) -> Any:
-        permission = Permission(parse_allow(allow), full_path(path), allow_pickle)
+        permission = Permission(parse_allow(allow), full_path(path), allow_pickle, allow_drift)
         return function(*args, permission=permission, **values)
 
     return cast(F, with_permission)
@@ -176,6 +187,12 @@ study_options = options(
         "--keep",
         type=click.IntRange(min=0),
         help="Keep the models of so many of the best trials.  [default: 1]",
+    ),
+    option(
+        "--pruner-audit",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="Let this share of the trials run on that the pruner would end.  [default: 0]",
     ),
     option(
         "--direction",

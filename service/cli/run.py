@@ -112,9 +112,11 @@ def resume(
     hall = context.hall()
     study = hall.study(name)
     require(study.spec, permission)
+    # Another source and other data are refused before the budget changes.
+    study.check_source(study.read_source(permission), allow_drift=permission.drift)
     if study.progress().data is not None:
-        # Other data are refused before the budget changes.
-        study.check_data(study.spec.load(full_path(data_dir), permission))
+        objective = study.spec.load(full_path(data_dir), permission)
+        study.check_data(objective, allow_drift=permission.drift)
     study.resume(trials, timeout)
     work(hall, study, worker_options, data_dir, permission)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from service.cli import display
 from service.cli.console import LiveStatus, err, out
+from service.cli.making import own_command
 from service.cli.options import WorkerOptions, full_path
 from service.errors import NotAllowed, WorkFailed
 from service.studies.hall import Hall
@@ -69,6 +70,7 @@ def train(
     if study.progress().state in ENDED:
         return
     require(study.spec, permission)
+    study.check_source(study.read_source(permission), allow_drift=permission.drift)
     code = run_pool(hall, study, worker_options, data_dir, permission, console)
     if code == 130:
         line = display.visible(f"interrupted; go on with: {again}")
@@ -123,6 +125,7 @@ def run_pool(
             permission,
             worker_options.limits,
             worker_options.gpu_capacity,
+            own_command(),
         )
         return pool.run()
 

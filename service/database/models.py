@@ -53,7 +53,9 @@ class StudyRow(Base):
     the number of trials that workers have started; the budget is used up when it reaches
     ``n_trials``. ``failures`` is the number of failures of the objective's code since the last
     success. `studyhall stop` and too many failures set ``stop_reason``; then no worker claims a
-    trial. ``exhausted`` means that the sampler has no further parameters to try.
+    trial. ``exhausted`` means that the sampler has no further parameters to try. ``source`` is the
+    fingerprint of the objective's source, ``drift`` what workers with `--allow-drift` have brought
+    instead of it or of ``data``, ``provenance`` the origin of the study itself.
     """
 
     __tablename__ = "studies"
@@ -70,6 +72,9 @@ class StudyRow(Base):
     stop_reason: Mapped[str | None]
     exhausted: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    source: Mapped[dict[str, Any] | None]
+    drift: Mapped[dict[str, Any] | None]
+    provenance: Mapped[str | None]
 
 
 class LeaseRow(Base):
@@ -111,6 +116,7 @@ class AttemptRow(Base):
     ended_at: Mapped[datetime | None]
     cause: Mapped[str | None]
     detail: Mapped[str | None]
+    provenance: Mapped[str | None]
 
     __table_args__ = (PrimaryKeyConstraint("trial_id", "attempt"), Index(None, "study_id"))
 
@@ -127,8 +133,21 @@ class WorkerRow(Base):
     device: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     seen_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    provenance: Mapped[str | None]
 
     __table_args__ = (Index(None, "study_id"),)
+
+
+class ProvenanceRow(Base):
+    """Where results come from: code, data, packages, machine and command, in one document.
+
+    ``sha256`` is that of the document. Rows are shared by studies and never deleted.
+    """
+
+    __tablename__ = "provenances"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    document: Mapped[dict[str, Any]]
 
 
 class DigestRow(Base):

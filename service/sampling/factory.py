@@ -57,6 +57,12 @@ OURS = sampling.__all__
 UNPICKLING = ("CmaEsSampler",)
 """Samplers that unpickle attributes of the study's trials (optuna/samplers/_cmaes.py)."""
 
+AUDIT_KEY = "studyhall:pruner_audit"
+"""System attribute of a trial that runs on although the pruner would have ended it: the step."""
+
+AUDIT = 0x41756469
+"""Keeps the draws of the pruner's audit apart from all seeds of trials."""
+
 SHARED_SEED = ("GridSampler", "QMCSampler")
 
 TAKING_TURNS = ("BruteForceSampler", "GridSampler", "QMCSampler")
@@ -251,6 +257,18 @@ def _make(kind: str, cls: type, arguments: Mapping[str, Any]) -> Any:
         raise ConfigurationError(
             f"the {kind} {cls.__name__} refuses {given[:200]}: {reason}"
         ) from error
+
+
+def is_audited(seed: int, number: int, share: float) -> bool:
+    """Whether a trial runs on although the pruner would end it: the same at every attempt.
+
+    Args:
+        seed: The study's seed.
+        number: The trial's number.
+        share: The share of such trials, 0 to 1.
+    """
+    drawn = np.random.SeedSequence([seed, number, AUDIT]).generate_state(1)[0]
+    return bool(drawn < share * 2**32)
 
 
 def trial_seed(seed: int, number: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import optuna
 from optuna.study import StudyDirection
@@ -16,6 +17,9 @@ from service.database.models import StudyRow
 from service.errors import ConfigurationError, DatabaseError, UnknownStudy
 from service.settings import Settings
 from service.storage.storage import StudyStorage
+from service.studies import provenance
+from service.studies.provenance import Provenance
+from service.studies.source import Source
 from service.studies.spec import Budget, Spec
 from service.studies.study import Study
 
@@ -120,13 +124,14 @@ class Hall:
         spec = Spec.from_json(row.spec)
         return Study(self.engine, self.settings, row.study_id, name, row.uid, spec)
 
-    def create(self, name: str, spec: Spec, budget: Budget) -> Study:
+    def create(self, name: str, spec: Spec, budget: Budget, command: str | None = None) -> Study:
         """Create a study, or return the one that another process has just created.
 
         Args:
             name: Its name, unique in the database.
             spec: What it is made of.
             budget: How many trials, or how long.
+            command: The command line, without passwords, for the provenance.
 
         Raises:
             ConfigurationError: Sampler, pruner or objective cannot be made from the spec; the
@@ -135,13 +140,16 @@ class Hall:
         """
         check_name(name)
         spec.check()
+        origin = Origin.here(spec, command)
         with self.engine.begin() as connection:
             connection.execute(LOCK_NAME, {"name": name})
             if connection.execute(FIND, {"name": name}).one_or_none() is None:
-                self._create(connection, name, spec, budget)
+                self._create(connection, name, spec, budget, origin)
         return self.study(name)
 
-    def _create(self, connection: Connection, name: str, spec: Spec, budget: Budget) -> None:
+    def _create(
+        self, connection: Connection, name: str, spec: Spec, budget: Budget, origin: Origin
+    ) -> None:
         foreign = connection.execute(FOREIGN, {"name": name}).one_or_none()
         if foreign is not None and foreign.trials:
             raise ConfigurationError(
@@ -157,6 +165,8 @@ class Hall:
         refuse_other_directions(name, study.directions, spec.direction)
         row = insert(StudyRow).values(
             study_id=study._study_id,
+            source=origin.source and origin.source.to_json(),
+            provenance=origin.provenance.store(connection),
             spec=spec.to_json(),
             n_trials=budget.n_trials,
             timeout_seconds=budget.timeout,
@@ -177,6 +187,19 @@ class Hall:
         more = f" and {len(known) - 10} more" if len(known) > 10 else ""
         listed = ", ".join(known[-10:]) or "none yet"
         return f"there is no study {name!r}; {hint}studies here: {listed}{more}"
+
+
+class Origin(NamedTuple):
+    """What a new study comes from: the objective's files, and the provenance of its creation."""
+
+    source: Source | None
+    provenance: Provenance
+
+    @classmethod
+    def here(cls, spec: Spec, command: str | None) -> Origin:
+        """The origin of a study that this process creates."""
+        files = spec.read_source()
+        return cls(files, provenance.gather(files, spec.to_json(), command=command))
 
 
 def refuse_other_directions(name: str, directions: Sequence[StudyDirection], wanted: str) -> None:

@@ -15,30 +15,36 @@ from pathlib import Path
 
 VARIABLE = "STUDYHALL_ALLOW"
 PICKLE_VARIABLE = "STUDYHALL_ALLOW_PICKLE"
+DRIFT_VARIABLE = "STUDYHALL_ALLOW_DRIFT"
 TRUE = ("1", "true", "t", "yes", "y", "on")
-"""Values of `PICKLE_VARIABLE` that mean yes, as click reads them."""
+"""Values of these variables that mean yes, as click reads them."""
 
 
 @dataclass(frozen=True)
 class Permission:
-    """What this process may import and unpickle. Installed objectives need no permission.
+    """What this process may import, unpickle and mix. Installed objectives need no permission.
 
     Attributes:
         allow: Modules, each with everything below it, or whole references
             (``package.module:attribute``).
         path: A folder whose modules are allowed; it goes first on the import path.
         pickle: Whether a sampler may unpickle what it finds in the database.
+        drift: Whether the objective's source and its data may differ from the study's.
     """
 
     allow: tuple[str, ...] = ()
     path: str | None = None
     pickle: bool = False
+    drift: bool = False
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Permission:
-        """What ``STUDYHALL_ALLOW`` and ``STUDYHALL_ALLOW_PICKLE`` allow."""
-        pickle = environment.get(PICKLE_VARIABLE, "").strip().lower() in TRUE
-        return cls(parse_allow(environment.get(VARIABLE)), None, pickle)
+        """What ``STUDYHALL_ALLOW``, ``…_ALLOW_PICKLE`` and ``…_ALLOW_DRIFT`` allow."""
+        pickle, drift = (
+            environment.get(name, "").strip().lower() in TRUE
+            for name in (PICKLE_VARIABLE, DRIFT_VARIABLE)
+        )
+        return cls(parse_allow(environment.get(VARIABLE)), None, pickle, drift)
 
     def names(self, reference: str) -> bool:
         """Whether the reference or its module is named, wherever the module lies."""

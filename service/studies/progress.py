@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Progress:
         remaining: Trials that may still be begun; None without such a budget.
         stop_reason: Why the study was stopped, where it was.
         late: Whether the study's wall-clock is spent.
+        drift: What workers with ``--allow-drift`` have brought: another source, other data.
     """
 
     study: str
@@ -44,6 +45,7 @@ class Progress:
     stop_reason: str | None = None
     late: bool = False
     begun: int = 0
+    drift: dict[str, Any] | None = None
 
     @property
     def synthetic(self) -> bool:
@@ -82,7 +84,7 @@ class Progress:
         )
         if self.best is None:
             return line
-        return f"{line}, best {self.best.value:.6g}{mark(self.synthetic)}"
+        return f"{line}, best {self.best.value:.6g}{mark(self.synthetic, self.best.drift)}"
 
 
 def is_synthetic(data: Mapping[str, Any] | None) -> bool:
@@ -90,9 +92,9 @@ def is_synthetic(data: Mapping[str, Any] | None) -> bool:
     return data is not None and data.get("kind") == "synthetic"
 
 
-def mark(synthetic: bool) -> str:
-    """What stands behind every value that was measured on generated data."""
-    return " SYNTHETIC" if synthetic else ""
+def mark(synthetic: bool, drift: Collection[str] = ()) -> str:
+    """What stands behind a value that was measured on generated data, or after a drift."""
+    return f"{' SYNTHETIC' if synthetic else ''}{' DRIFT' if drift else ''}"
 
 
 def spread(std: float | None) -> str:
@@ -112,6 +114,7 @@ class Best:
         seed: The seed of everything random in the trial.
         synthetic: Whether the value was measured on generated data.
         std: The standard deviation of the trainings whose mean the value is; None: it is no mean.
+        drift: What differed from the study as it was measured: ``source``, ``data``.
     """
 
     number: int
@@ -121,6 +124,7 @@ class Best:
     seed: int
     synthetic: bool = False
     std: float | None = None
+    drift: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As ``studyhall best --json`` prints it."""
@@ -156,6 +160,7 @@ def progress(name: str, snapshot: Snapshot, best: Best | None) -> Progress:
         stop_reason=row.stop_reason,
         late=is_late(row),
         begun=row.n_claimed,
+        drift=row.drift,
     )
 
 

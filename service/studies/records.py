@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, text
 
+from service.sampling.factory import AUDIT_KEY
 from service.storage.constraints import constraints, is_feasible
 from service.studies.linked import WITHDRAWN
+from service.studies.provenance import drifted
 
 ATTEMPTS = text(
     """-- All attempts of a study; those of one trial stand together, the first one first.
     SELECT trial_id, attempt, worker, host, device, started_at, ended_at,
-           first_epoch, epochs, cause, detail
+           first_epoch, epochs, cause, detail, provenance
       FROM service.attempts WHERE study_id = :study_id ORDER BY trial_id, attempt"""
 )
 
@@ -36,6 +38,8 @@ class Attempt:
         first_epoch: The epoch at which it started; 0 without a checkpoint.
         epochs: How many epochs it reported; None while it runs.
         cause: Why it ended otherwise than well, or None.
+        provenance: The name of its provenance, which `Study.provenance` shows; None before 0.1.
+        drift: What differed from the study and was allowed: ``source``, ``data``.
     """
 
     attempt: int
@@ -48,6 +52,8 @@ class Attempt:
     epochs: int | None
     cause: str | None
     detail: str | None
+    provenance: str | None = None
+    drift: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``studyhall trials --format json`` prints under ``history``."""
@@ -58,8 +64,13 @@ class Attempt:
 def read_attempts(connection: Connection, study_id: int) -> dict[int, list[Attempt]]:
     """The attempts of a study by Optuna's trial id, the first one first."""
     attempts: dict[int, list[Attempt]] = {}
-    for trial_id, *columns in connection.execute(ATTEMPTS, {"study_id": study_id}):
-        attempts.setdefault(trial_id, []).append(Attempt(*columns))
+    rows = connection.execute(ATTEMPTS, {"study_id": study_id}).all()
+    drifts = drifted(connection, [*{row.provenance for row in rows if row.provenance}])
+    for trial_id, *columns in rows:
+        attempt = Attempt(*columns)
+        if drift := drifts.get(attempt.provenance or ""):
+            attempt = replace(attempt, drift=drift)
+        attempts.setdefault(trial_id, []).append(attempt)
     return attempts
 
 
@@ -96,10 +107,12 @@ def record(
         "value": trial.values[0] if trial.values else None,
         "std": standard_deviation(trial.user_attrs) if complete else None,
         "synthetic": synthetic,
+        "drift": sorted({kind for attempt in attempts for kind in attempt.drift}),
         "constraints": constraints(trial.system_attrs),
         "feasible": is_feasible(trial.system_attrs),
         "epoch": best_epoch(trial, trial.values[0] if trial.values else None, direction),
         "params": trial.params,
+        "pruner_audit": trial.system_attrs.get(AUDIT_KEY),
         "intermediate_values": trial.intermediate_values,
         "duration_seconds": None if duration is None else round(duration.total_seconds(), 3),
         "attempts": len(attempts),

@@ -15,6 +15,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -57,10 +58,37 @@ def load(reference: str, permission: Permission | None = None) -> Objective:
     permission = Permission.of_environment() if permission is None else permission
     if not points:
         require(reference, permission)
-    current = not points and permission.names(reference)
-    prepare_path(permission.path, str(Path.cwd()) if current else None)
+    _prepare_path(reference, permission)
     exact = bool(points) or reference in permission.allow
     return _attribute(reference, _module(reference, module), attribute, exact=exact)
+
+
+def locate(reference: str, permission: Permission) -> tuple[str, ModuleSpec] | None:
+    """The module that `load` imports, and where its outermost package or module lies.
+
+    Nothing is imported.
+
+    Returns:
+        The module's full name, and the spec of its first part; None if it cannot be found.
+
+    Raises:
+        NotAllowed: The permission does not contain the module.
+    """
+    points = entry_points(group=GROUP, name=reference)
+    if not points:
+        require(reference, permission)
+    _prepare_path(reference, permission)
+    module = (next(iter(points)).value if points else reference).partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):  # the module is the command's own __main__, or no name
+        return None
+    return None if found is None else (module, found)
+
+
+def _prepare_path(reference: str, permission: Permission) -> None:
+    current = not is_installed(reference) and permission.names(reference)
+    prepare_path(permission.path, str(Path.cwd()) if current else None)
 
 
 def is_installed(reference: str) -> bool:

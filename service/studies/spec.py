@@ -14,8 +14,9 @@ from optuna.samplers import BaseSampler
 
 from service.errors import ConfigurationError, NotAllowed, SpecMismatch
 from service.sampling import factory
-from service.studies import registry
+from service.studies import registry, source
 from service.studies.permission import Permission
+from service.studies.source import Source
 
 MAX_TRIALS = 2**31 - 1
 """The largest integer of a database column."""
@@ -46,6 +47,7 @@ class Spec:
         keep: How many of the best trials' models are kept.
         linked: For a linked study (`service.studies.linked`): the name and uid of the study whose
             trials it trains again, and the purpose; else None.
+        pruner_audit: The share of trials that run on although the pruner would end them, 0 to 1.
     """
 
     objective: str
@@ -64,6 +66,7 @@ class Spec:
     max_attempts: int = 3
     keep: int = 1
     linked: dict[str, Any] | None = None
+    pruner_audit: float = 0.0
 
     def __post_init__(self) -> None:
         if self.trial_timeout is not None and self.trial_timeout <= 0:
@@ -76,6 +79,10 @@ class Spec:
             raise ConfigurationError(f"max attempts must be at least 1, not {self.max_attempts}")
         if self.keep < 0:
             raise ConfigurationError(f"keep must not be negative, as {self.keep} is")
+        if not 0 <= self.pruner_audit <= 1:
+            raise ConfigurationError(
+                f"the pruner's audit is a share from 0 to 1, not {self.pruner_audit}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that is stored with the study."""
@@ -99,9 +106,24 @@ class Spec:
         Raises:
             ConfigurationError: A name or argument is unknown, or the class refuses a value.
         """
-        permission = Permission((self.objective,), self.path)
-        factory.try_sampler(self.sampler_for(0, self.load(permission=permission)))
+        factory.try_sampler(self.sampler_for(0, self.load(permission=self._own_permission)))
         self.make_pruner()
+
+    def read_source(self, permission: Permission | None = None) -> Source | None:
+        """The objective's source files on this machine; None if they cannot be found.
+
+        Args:
+            permission: What may be imported; None: the caller has made this spec.
+
+        Raises:
+            NotAllowed: The permission does not contain the objective's module.
+        """
+        return source.read(self.objective, permission or self._own_permission)
+
+    @property
+    def _own_permission(self) -> Permission:
+        """What allows the objective of a spec that this process has made."""
+        return Permission((self.objective,), self.path)
 
     def require(self, permission: Permission) -> None:
         """Refuse a spec that asks for code which this process may not run.
@@ -156,6 +178,8 @@ class Spec:
             words = words or registry.cure(self.objective).split(" ", 1)
         if factory.unpickles(self.sampler) and not environment.pickle:
             words.append("--allow-pickle")
+        if permission.drift and not environment.drift:
+            words.append("--allow-drift")
         return words
 
     def sampler_for(self, number: int, objective: registry.Objective) -> BaseSampler:

@@ -9,17 +9,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine, text
 
-from service.errors import ConfigurationError, DataMismatch
+from service.errors import ConfigurationError
 from service.sampling import factory
 from service.settings import Settings
 from service.storage.constraints import is_infeasible
 from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
-from service.studies import confirmation, linked, progress, registry, reproduction, winner
+from service.studies import (
+    confirmation,
+    costs,
+    drift,
+    linked,
+    progress,
+    provenance,
+    registry,
+    reproduction,
+    winner,
+)
 from service.studies.confirmation import Confirmation
+from service.studies.costs import Costs
 from service.studies.feasible import FeasibleTrials
 from service.studies.linked import CONFIRM, REFIT, REPRODUCE
 from service.studies.permission import Permission
@@ -35,6 +47,7 @@ from service.studies.records import (
 )
 from service.studies.reproduction import Reproduction
 from service.studies.retraining import Retraining
+from service.studies.source import Source
 from service.studies.spec import Budget, Spec, refuse_contradictions
 from service.studies.winner import Opening
 
@@ -72,6 +85,16 @@ SET_DATA = text(
     """-- The data of the study; the first caller sets them.
     UPDATE service.studies SET data = coalesce(data, CAST(:data AS jsonb))
      WHERE study_id = :study_id RETURNING data"""
+)
+SET_SOURCE = text(
+    """-- The source of the study's objective; the first caller sets it.
+    UPDATE service.studies SET source = coalesce(source, CAST(:source AS jsonb))
+     WHERE study_id = :study_id RETURNING source"""
+)
+SET_DRIFT = text(
+    """-- What workers with --allow-drift have brought, the latest of each kind.
+    UPDATE service.studies SET drift = coalesce(drift, '{}') || CAST(:drift AS jsonb)
+     WHERE study_id = :study_id"""
 )
 
 
@@ -180,7 +203,9 @@ class Study:
         seed = linked.seed_of(self.spec.seed, trial)
         epoch = best_epoch(trial, value, self.spec.direction)
         synthetic, std = self.is_synthetic(), standard_deviation(trial.user_attrs)
-        return Best(trial.number, value, trial.params, epoch, seed, synthetic, std)
+        with self._engine.connect() as connection:
+            drifted = provenance.drift_of(connection, trial._trial_id)
+        return Best(trial.number, value, trial.params, epoch, seed, synthetic, std, drifted)
 
     def is_synthetic(self) -> bool:
         """Whether the study's data are generated."""
@@ -263,6 +288,14 @@ class Study:
         """
         allowed = permission or Permission.of_environment()
         return winner.export(self, Path(folder), allowed, data_dir)
+
+    def costs(self) -> Costs:
+        """What the search cost, what pruning spared, and what it may have lost."""
+        finished = [*self._storage.digest_cache(self.study_id).finished]
+        direction = StudyDirection[self.spec.direction.upper()]
+        with self._engine.connect() as connection:
+            share = self.spec.pruner_audit
+            return costs.costs(connection, self.study_id, finished, direction, share)
 
     def attempts(self) -> dict[int, list[Attempt]]:
         """The attempts at every trial, by Optuna's trial id, the first one first."""
@@ -349,33 +382,93 @@ class Study:
         stored = {**self.spec.to_json(), "trials": row.n_trials, "timeout": row.timeout_seconds}
         refuse_contradictions(self.name, stored, options)
 
-    def check_data(self, objective: registry.Objective) -> None:
+    def check_data(
+        self, objective: registry.Objective, *, allow_drift: bool = False
+    ) -> str | None:
         """Compare this machine's data with the study's; the first caller sets them.
+
+        Args:
+            objective: The objective, configured.
+            allow_drift: Whether the fingerprints may differ; real and generated data never mix.
+
+        Returns:
+            The data here, if they differ; else None.
 
         Raises:
             DataMismatch: They differ; the message shows both fingerprints and sources.
             ConfigurationError: The data are missing or cannot be read.
         """
-        here = registry.data_of(objective)
+        return self.compare_data(registry.data_of(objective), allow_drift=allow_drift)
+
+    def compare_data(
+        self, here: dict[str, Any] | None, *, allow_drift: bool = False
+    ) -> str | None:
+        """As `check_data`, for what `registry.data_of` has returned; None is not compared."""
         if here is None:
-            return
+            return None
         values = {"study_id": self.study_id, "data": json.dumps(here)}
         with self._engine.begin() as connection:
             there = connection.execute(SET_DATA, values).scalar_one()
-        if there["fingerprint"] != here["fingerprint"]:
-            raise DataMismatch(
-                f"the data here differ from those of study {self.name!r}: "
-                f"here {here['fingerprint'][:16]} from {here['source']}, "
-                f"there {there['fingerprint'][:16]} from {there['source']}; "
-                f"pass the study's data with --data-dir, or choose another --study"
-            )
-        contents = here.get("content"), there.get("content")
-        if None not in contents and contents[0] != contents[1]:
-            raise DataMismatch(
-                f"the data here claim the fingerprint of study {self.name!r}, but their content "
-                f"differs from the study's: {here['source']} or a cache of it was changed; remove "
-                "the folder STUDYHALL_CACHE on the machine whose data are wrong"
-            )
+        return drift.of_data(self.name, here, there, allowed=allow_drift)
+
+    def read_source(self, permission: Permission | None = None) -> Source | None:
+        """The objective's source files on this machine; None if they cannot be found.
+
+        Args:
+            permission: What may be imported; by default what the environment allows.
+
+        Raises:
+            NotAllowed: The permission does not contain the objective's module.
+        """
+        return self.spec.read_source(permission or Permission.of_environment())
+
+    def check_source(self, here: Source | None, *, allow_drift: bool = False) -> list[str] | None:
+        """Compare the objective's source with the study's; the first caller sets it.
+
+        Args:
+            here: What `read_source` has found.
+            allow_drift: Whether it may differ.
+
+        Returns:
+            How the files differ; None if they do not.
+
+        Raises:
+            SourceMismatch: They differ, and may not; the message names the files.
+        """
+        source = None if here is None else json.dumps(here.to_json())
+        with self._engine.begin() as connection:
+            values = {"study_id": self.study_id, "source": source}
+            there = connection.execute(SET_SOURCE, values).scalar_one()
+        if there is None:
+            return None  # a compiled module: nobody has its text
+        return drift.of_source(self.name, here, there, allowed=allow_drift)
+
+    def mark_drift(self, found: dict[str, Any]) -> None:
+        """Note what a worker with `--allow-drift` has brought; `progress` shows it."""
+        if found:
+            self._execute(SET_DRIFT, drift=json.dumps(found))
+
+    def provenance(self, number: int | None = None) -> dict[str, Any]:
+        """Where the study, or one trial, comes from.
+
+        Args:
+            number: A trial's number; None: the study.
+
+        Returns:
+            JSON. Of a study: what created it, its spec, source, data and drift, and its workers'
+            provenances, each with its number of attempts. Of a trial: its seed and, for each
+            attempt, the document and what differs from the one that created the study.
+
+        Raises:
+            ConfigurationError: There is no trial of that number.
+        """
+        with self._engine.connect() as connection:
+            if number is None:
+                spec = self.spec.to_json()
+                return {"study": self.name, **provenance.of_study(connection, self.study_id, spec)}
+            found = provenance.of_trial(connection, self.study_id, number)
+        seed = factory.trial_seed(self.spec.seed, number)
+        return {"study": self.name, "number": number, "seed": seed, **found}
 
     def linked(self, purpose: str | None = None) -> list[Study]:
         """The studies that train trials of this one again, the oldest first.

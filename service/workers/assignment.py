@@ -20,9 +20,10 @@ class Assignment:
         worker: The worker's name, which no other worker has.
         device: The device that it runs on.
         data_dir: Folder of the data on this machine, or None.
-        permission: What the worker may import and unpickle.
+        permission: What the worker may import, unpickle and mix.
         recycle_after: Trials after which the process is to be replaced, or None.
         max_rss: Memory in bytes above which it is to be replaced, or None.
+        command: The command line that started the pool, without passwords, or None.
     """
 
     study: str
@@ -37,6 +38,7 @@ class Assignment:
     permission: Permission
     recycle_after: int | None
     max_rss: int | None
+    command: str | None = None
 
     def to_line(self) -> str:
         """One line of JSON."""
@@ -47,7 +49,7 @@ class Assignment:
         """The assignment that `to_line` wrote."""
         values = json.loads(line)
         allowed = values.pop("permission")
-        permission = Permission(tuple(allowed["allow"]), allowed["path"], allowed["pickle"])
+        permission = Permission(**{**allowed, "allow": tuple(allowed["allow"])})
         return cls(**values, permission=permission)
 
     @property

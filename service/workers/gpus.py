@@ -13,6 +13,9 @@ from service.errors import ConfigurationError
 DEV = Path("/dev")
 """The folder of the device files: one nvidia0, nvidia1, … for each GPU; dxg in WSL."""
 
+DESCRIBE_SECONDS = 5.0
+"""How long nvidia-smi may take to describe a GPU."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -62,11 +65,26 @@ def memory(number: str) -> Memory:
     return Memory(used, total)
 
 
-def _nvidia_smi(*arguments: str) -> list[str]:
+def describe(number: str) -> dict[str, str]:
+    """Model, driver and memory (MiB) of one GPU; nothing if nvidia-smi does not say them.
+
+    Args:
+        number: The GPU as CUDA numbers it.
+
+    Raises:
+        subprocess.TimeoutExpired: nvidia-smi takes longer than `DESCRIBE_SECONDS`.
+    """
+    query = "--query-gpu=name,driver_version,memory.total"
+    words = (query, "--format=csv,noheader,nounits", "-i", number)
+    parts = (_nvidia_smi(*words, seconds=DESCRIBE_SECONDS) or [""])[0].split(", ")
+    return dict(zip(("gpu", "driver", "memory"), parts, strict=True)) if len(parts) == 3 else {}
+
+
+def _nvidia_smi(*arguments: str, seconds: float = 30.0) -> list[str]:
     """The lines that nvidia-smi prints; none if it is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     command = [tool, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     return done.stdout.splitlines() if done.returncode == 0 else []

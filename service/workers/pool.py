@@ -71,6 +71,7 @@ class Pool:
         limits: When a worker process is replaced by a fresh one.
         gpu_capacity: Finds out, after the first trials, how many more workers the GPUs can
             hold; None: no more are started.
+        command: The command line that started it, without passwords, for the provenance.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Pool:
         permission: Permission | None = None,
         limits: Limits = NO_LIMITS,
         gpu_capacity: GpuCapacity | None = None,
+        command: str | None = None,
     ) -> None:
         self._hall = hall
         self._study = study
@@ -94,6 +96,7 @@ class Pool:
         self._permission = permission or Permission.of_environment()
         self._limits = limits
         self._gpu_capacity = gpu_capacity
+        self._command = command
         # A dead worker's trial can wait for its lease to expire; Ctrl-C cannot wait.
         SharedConnection.of(hall.engine).retry_seconds = RETRY_SECONDS
         self._outage = Outage(
@@ -239,6 +242,7 @@ class Pool:
             permission=self._permission,
             recycle_after=self._limits.trials,
             max_rss=self._limits.rss,
+            command=self._command,
         )
         slot.start(assignment)
 

@@ -11,8 +11,8 @@ from service.database.connection import SharedConnection
 JOIN = """-- Add a worker to the study; remove workers that have been silent for a day.
 WITH removed AS (
     DELETE FROM service.workers WHERE seen_at < clock_timestamp() - interval '1 day')
-INSERT INTO service.workers (worker, study_id, host, pid, device)
-VALUES (%(worker)s, %(study_id)s, %(host)s, %(pid)s, %(device)s)
+INSERT INTO service.workers (worker, study_id, host, pid, device, provenance)
+VALUES (%(worker)s, %(study_id)s, %(host)s, %(pid)s, %(device)s, %(provenance)s)
 ON CONFLICT (worker) DO NOTHING RETURNING worker"""
 REFRESH = """-- The worker is alive.
 UPDATE service.workers SET seen_at = clock_timestamp() WHERE worker = %(worker)s
@@ -27,12 +27,13 @@ SELECT coalesce(json_agg(json_build_array(worker, host, pid, device) ORDER BY wo
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """One worker process: its name, and where it runs."""
+    """One worker process: its name, where it runs, and the SHA-256 of its provenance."""
 
     worker: str
     host: str
     pid: int
     device: str
+    provenance: str | None = None
 
 
 def join(engine: Engine, study_id: int, process: WorkerProcess) -> None:

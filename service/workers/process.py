@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -21,8 +22,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
 from service.database.connection import SharedConnection
-from service.errors import StudyhallError, UnknownStudy
+from service.errors import SourceMismatch, StudyhallError, UnknownStudy
+from service.studies import provenance, registry
 from service.studies.hall import Hall
+from service.studies.provenance import Provenance
+from service.studies.source import Source
+from service.studies.study import Study
+from service.workers import machine
 from service.workers.assignment import Assignment
 from service.workers.limits import RECYCLE, own_code
 from service.workers.outage import PAUSE_SECONDS, patiently
@@ -69,7 +75,7 @@ def watch_pool() -> None:
 
 
 def run_worker(assignment: Assignment) -> int:
-    """Open the study, compare the data, and work.
+    """Open the study, compare source and data, and work.
 
     Raises:
         StudyhallError: This worker cannot work, or not any longer.
@@ -89,17 +95,54 @@ def _work(hall: Hall, assignment: Assignment) -> int:
     patience = assignment.database_patience
     study = patiently(lambda: hall.study(assignment.study), patience)
     study.spec.require(assignment.permission)
+    source = study.read_source(assignment.permission)
     objective = study.spec.load(assignment.data_dir, assignment.permission)
+    if source != study.read_source(assignment.permission):
+        raise SourceMismatch("the objective's source changed while it was imported: start again")
     if warm_up := getattr(objective, "warm_up", None):
         warm_up()
-    patiently(lambda: study.check_data(objective), patience)
+    data = registry.data_of(objective)
+    kept = patiently(lambda: _check(hall, study, source, data, assignment), patience)
     name, device, limits = assignment.worker, assignment.device, assignment.limits
     try:
-        return Worker(study, hall, objective, name, device, limits).run()
+        return Worker(study, hall, objective, name, device, limits, kept).run()
     except KeyError as error:
         if study.name in hall.names():
             raise
         raise UnknownStudy(f"study {study.name!r} has been deleted") from error
+
+
+def _check(
+    hall: Hall,
+    study: Study,
+    source: Source | None,
+    data: dict[str, Any] | None,
+    assignment: Assignment,
+) -> Provenance:
+    """Compare source and data with the study's; keep this worker's provenance.
+
+    Raises:
+        SourceMismatch: The source differs, and may not.
+        DataMismatch: The data differ, and may not.
+    """
+    allowed = assignment.permission.drift
+    drift = {
+        "source": study.check_source(source, allow_drift=allowed),
+        "data": study.compare_data(data, allow_drift=allowed),
+    }
+    drift = {key: value for key, value in drift.items() if value}
+    study.mark_drift(drift)
+    found = provenance.gather(
+        source,
+        study.spec.to_json(),
+        command=assignment.command,
+        data=data,
+        device=machine.describe(assignment.device),
+        drift=drift,
+    )
+    with hall.engine.begin() as connection:
+        found.store(connection)
+    return found
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Collection
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -50,6 +51,7 @@ class TrialRunner:
         objective: Its objective, configured.
         storage: The storage that writes the trial.
         stop_requests: What may end a running trial.
+        drift: What differs from the study here and is allowed: ``source``, ``data``.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class TrialRunner:
         objective: Objective,
         storage: StudyStorage,
         stop_requests: StopRequests,
+        drift: Collection[str] = (),
     ) -> None:
         self._study = study
         self._engine = hall.engine
         self._objective = objective
         self._storage = storage
         self._stop_requests = stop_requests
+        self._drift = drift
         self._outage = Outage(hall.engine, hall.settings.database_patience, _announce)
         self._store = Store(hall.settings.artifact_store)
         self._pid = os.getpid()
@@ -107,15 +111,17 @@ class TrialRunner:
             log.info("trial %d: taken over %s, attempt %d", lease.number, where, lease.attempt)
         if self._turn is not None:
             self._storage.watch(lease.study_id)
+        spec = self._study.spec
         return Trial(
             self._optuna_study(lease.number),
             lease.trial_id,
-            self._study.spec.seed,
+            spec.seed,
             self._stop_requests,
             self._outage,
             Checkpoint(files, saved),
             model,
             self._turn,
+            factory.is_audited(spec.seed, lease.number, spec.pruner_audit),
         )
 
     def _optuna_study(self, number: int) -> optuna.Study:
@@ -176,8 +182,8 @@ class TrialRunner:
         epoch = best_epoch(trial._cached_frozen_trial, outcome.value, spec.direction)
         std = standard_deviation(trial.user_attrs)
         line = outcome.describe(spec.monitor, epoch, std)
-        synthetic = outcome.value is not None and self._study.is_synthetic()
-        log.info("trial %d: %s%s", trial.number, line, mark(synthetic))
+        marks = "" if outcome.value is None else mark(self._study.is_synthetic(), self._drift)
+        log.info("trial %d: %s%s", trial.number, line, marks)
         if study._stop_flag:
             self._study.mark_exhausted()
         if outcome.cause == "configuration":

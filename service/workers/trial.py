@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.artifacts.checkpoints import SavedState, TrialCheckpoints
+from service.sampling import factory
 from service.storage.storage import StudyStorage
 from service.studies.linked import LAST_STEP, SOURCE, SPLIT_SEED, seed_of
 from service.workers.model import TrialModel
@@ -23,6 +25,8 @@ from service.workers.stop_requests import (
     TrialTimeout,
 )
 from service.workers.turn import Turn
+
+log = logging.getLogger("studyhall")
 
 
 class Checkpoint:
@@ -69,6 +73,7 @@ class Trial(optuna.Trial):
         checkpoint: See Attributes.
         model: Keeps the trial's model.
         turn: Keeps other trials from sampling at the same moment; None: the sampler needs none.
+        audited: Whether it runs on if the pruner would end it, for the pruner's audit.
 
     Attributes:
         checkpoint: `Checkpoint`: the training state of this trial.
@@ -85,6 +90,7 @@ class Trial(optuna.Trial):
         checkpoint: Checkpoint,
         model: TrialModel,
         turn: Turn | None = None,
+        audited: bool = False,
     ) -> None:
         self._turn = turn
         with self.taking_turns():
@@ -99,6 +105,9 @@ class Trial(optuna.Trial):
         self._suggested: set[str] = set()
         self._unwritten: dict[int, float] = {}
         self._model = model
+        self._audited = audited
+        self._audit = self._cached_frozen_trial.system_attrs.get(factory.AUDIT_KEY)
+        self._unwritten_audit = False
         self.checkpoint = checkpoint
         self.interrupted = False
 
@@ -198,10 +207,13 @@ class Trial(optuna.Trial):
             self._unwritten[int(step)] = known[int(step)] = float(value)
 
     def write_reports(self) -> None:
-        """Write the values that were reported during an outage."""
+        """Write what was reported, or found by the audit, during an outage."""
         for step in sorted(self._unwritten):
             self.storage.set_trial_intermediate_value(self._trial_id, step, self._unwritten[step])
             del self._unwritten[step]
+        if self._unwritten_audit:
+            self.storage.set_trial_system_attr(self._trial_id, factory.AUDIT_KEY, self._audit)
+            self._unwritten_audit = False
 
     def should_prune(self) -> bool:
         """Optuna's ``should_prune``, which also ends a trial that must stop.
@@ -229,13 +241,26 @@ class Trial(optuna.Trial):
         return reported >= int(self._last_step)
 
     def _pruner_prunes(self) -> bool:
-        """The pruner's decision; False during an outage."""
+        """The pruner's decision; False during an outage, and in an audited trial."""
+        if self._audit is not None:
+            return False
         try:
             with self._outage.single_try():
-                return super().should_prune()
+                if not super().should_prune():
+                    return False
+                if self._audited:
+                    self._start_audit()
+                return not self._audited
         except (OperationalError, InterfaceError) as error:
             self._outage.record(error)
             return False
+
+    def _start_audit(self) -> None:
+        """Note at which step the pruner would have ended the trial; it is not asked again."""
+        step = max(self._cached_frozen_trial.intermediate_values, default=0)
+        log.info("trial %d: would be pruned at step %d; audited instead", self.number, step)
+        self._audit, self._unwritten_audit = step, True
+        self.write_reports()
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a leased trial belongs to its worker process and cannot be pickled")

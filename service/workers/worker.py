@@ -20,6 +20,7 @@ from service.storage.storage import StudyStorage
 from service.studies.candidates import withdraw_losers
 from service.studies.hall import Hall
 from service.studies.linked import CONFIRM
+from service.studies.provenance import Provenance
 from service.studies.registry import Objective
 from service.studies.study import Study
 from service.workers import devices, presence
@@ -42,6 +43,7 @@ class Worker:
         name: A name that no other worker has.
         device: The device that it runs on.
         limits: When the process is to be replaced.
+        provenance: Its provenance, which is kept already; its attempts get the name.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class Worker:
         name: str,
         device: str,
         limits: Limits = NO_LIMITS,
+        provenance: Provenance | None = None,
     ) -> None:
         self._study = study
         self._engine = hall.engine
         self._settings = hall.settings
-        self._process = WorkerProcess(name, socket.gethostname(), os.getpid(), device)
+        host, pid = socket.gethostname(), os.getpid()
+        kept = None if provenance is None else provenance.sha256
+        self._process = WorkerProcess(name, host, pid, device, kept)
         self._limits = limits
         self._storage = StudyStorage(hall.engine)
         connection = SharedConnection.of(hall.engine)
@@ -72,7 +77,10 @@ class Worker:
             self._storage,
             self._stop_requests.start_alarm,
         )
-        self._runner = TrialRunner(study, hall, objective, self._storage, self._stop_requests)
+        drift = () if provenance is None else provenance.document["drift"]
+        self._runner = TrialRunner(
+            study, hall, objective, self._storage, self._stop_requests, drift
+        )
 
     def run(self) -> int:
         """Work; return the process's exit code.

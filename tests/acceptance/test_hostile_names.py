@@ -53,6 +53,11 @@ def test_hostile_rows_cannot_clear_the_terminal(shell: Shell) -> None:
                data = '{"name": "\\u001b[2J", "source": "\\u001b[2J", "fingerprint": "f"}'""",
             "UPDATE service.attempts SET worker = chr(27) || '[2J', cause = chr(27) || '[2J'",
             "UPDATE public.trial_params SET param_name = chr(27) || '[2J'",
+            """UPDATE service.studies
+               SET drift = '{"source": ["\\u001b[2J"], "data": "\\u001b[2J"}',
+               source = '{"files": {"\\u001b[2J": "1"}}'""",
+            """UPDATE service.provenances
+                  SET document = '{"host": "\\u001b[2J", "settings": {"\\u001b[2J": 1}}'""",
         ):
             connection.execute(sqlalchemy.text(statement.replace(":", r"\:")))
     stored = f"a{RESET}b\nc"
@@ -64,6 +69,9 @@ def test_hostile_rows_cannot_clear_the_terminal(shell: Shell) -> None:
             ["trials", stored],
             ["best", stored],
             ["doctor"],
+            ["provenance", stored],
+            ["provenance", stored, "--trial", "0"],
+            ["costs", stored],
             ["resume", stored, "--trials", "2"],
         )
     ]

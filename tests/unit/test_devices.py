@@ -14,7 +14,7 @@ import pytest
 from fake_nvidia_smi import install
 
 from service.errors import ConfigurationError
-from service.workers import cores, devices, gpus
+from service.workers import cores, devices, gpus, machine
 from service.workers.devices import Device
 
 
@@ -140,3 +140,29 @@ def test_devices_and_counts_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         devices.one_per_worker(listed, workers, per_device)
+
+
+def test_a_gpu_is_described_with_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, path = install(tmp_path)
+    output.write_text("NVIDIA H200, 570.86.15, 143771\n")
+    monkeypatch.setenv("PATH", path)
+    found = machine.describe("gpu:0")
+    kept = {"gpu": "NVIDIA H200", "driver": "570.86.15", "memory": "143771"}
+    assert found == {"name": "gpu:0", "cpu": machine.cpu_model(), "cores": found["cores"]} | kept
+    assert found["cpu"] and found["cores"] >= 1
+    output.write_text("No devices were found\n")
+    assert "gpu" not in machine.describe("gpu:0") and "driver" not in machine.describe("cpu")
+
+
+def test_an_nvidia_smi_that_hangs_costs_a_start_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = install(tmp_path)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setattr(gpus, "DESCRIBE_SECONDS", 0.3)
+    began = time.monotonic()
+    assert machine.describe("gpu:0")["name"] == "gpu:0"
+    assert time.monotonic() - began < 5

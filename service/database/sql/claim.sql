@@ -87,8 +87,8 @@ BEGIN
     RETURNING * INTO lease;
   END IF;
   INSERT INTO service.attempts
-         (trial_id, attempt, study_id, worker, host, device, first_epoch)
-  SELECT lease.trial_id, lease.attempt, p_study, p_worker, w.host, w.device,
+         (trial_id, attempt, study_id, worker, host, device, provenance, first_epoch)
+  SELECT lease.trial_id, lease.attempt, p_study, p_worker, w.host, w.device, w.provenance,
          coalesce((SELECT max(least(step, 2147483646)) + 1 FROM trial_intermediate_values
                     WHERE trial_id = lease.trial_id), 0)
     FROM (VALUES (p_worker)) asking (worker) LEFT JOIN service.workers w USING (worker);
