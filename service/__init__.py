@@ -22,6 +22,7 @@ from service.errors import (  # noqa: E402
     StudyhallError,
     UnknownObjective,
     UnknownStudy,
+    UnreadableRow,
     WorkFailed,
 )
 from service.settings import Settings  # noqa: E402
@@ -46,6 +47,7 @@ __all__ = [
     "StudyhallError",
     "UnknownObjective",
     "UnknownStudy",
+    "UnreadableRow",
     "WorkFailed",
     "connect",
     "storage",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from service.text import visible
+
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MODULE = re.compile(r"^(?:\w+\.)+(?=\w+(?::|$))")
 
@@ -28,7 +30,9 @@ class StudyhallError(Exception):
     exit_code = 1
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (self.__doc__ or "").splitlines()[0])
+        # Messages quote names and texts of the database, and Python prints them as they are.
+        text = message or (self.__doc__ or "").splitlines()[0]
+        super().__init__(visible(text, "\n\t"))
 
 
 class WorkFailed(StudyhallError):
@@ -60,6 +64,10 @@ class NotAllowed(ConfigurationError):
 
 class UnknownStudy(ConfigurationError):
     """There is no study of that name."""
+
+
+class UnreadableRow(ConfigurationError, ValueError):
+    """A row of the database cannot be read: another version or another program has written it."""
 
 
 class SpecMismatch(ConfigurationError):

@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL
 
 from service import database
 from service.cli.console import err, out, print_plain
+from service.cli.display import visible
 from service.cli.options import Context, option
 from service.database import embedded, schema
 from service.errors import DatabaseError
@@ -38,7 +39,7 @@ def print_alive(workers: list[presence.WorkerProcess]) -> None:
     """Say which workers have seen the upgrade, and what becomes of them."""
     if not workers:
         return
-    names = ", ".join(worker.worker for worker in workers)
+    names = visible(", ".join(worker.worker for worker in workers))
     count = "1 worker is" if len(workers) == 1 else f"{len(workers)} workers are"
     out.print(
         f"{count} alive: {names}. Workers of the previous version end their trials; start them "

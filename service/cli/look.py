@@ -11,10 +11,11 @@ from service import doctor as examination
 from service.cli import display
 from service.cli.console import out, print_plain
 from service.cli.options import Context, allow_option, full_path, option, path_option
-from service.errors import WorkFailed
+from service.errors import UnreadableRow, WorkFailed
 from service.studies import registry
 from service.studies.hall import Hall
 from service.studies.permission import Permission, parse_allow
+from service.studies.progress import Progress, Unreadable
 from service.studies.study import Study
 
 
@@ -38,11 +39,19 @@ def status(context: Context, name: str | None, as_json: bool, watch: bool) -> No
 
 def show_all(hall: Hall, as_json: bool) -> None:
     """Print the progress of every study."""
-    progress = [study.progress() for study in hall.studies()]
+    progress = [show_or_say_why_not(study) for study in hall.studies()]
     if as_json:
         print_plain(display.to_json([row.to_json() for row in progress]))
     else:
         out.print(display.studies(progress))
+
+
+def show_or_say_why_not(study: Study) -> Progress | Unreadable:
+    """The study's progress. A study of which a row cannot be read does not hide the others."""
+    try:
+        return study.progress()
+    except UnreadableRow as error:
+        return Unreadable(study.name, str(error))
 
 
 def show_status(study: Study, as_json: bool, watch: bool) -> None:

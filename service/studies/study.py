@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DataError
 
-from service.errors import ConfigurationError, DataMismatch
+from service import database
+from service.errors import ConfigurationError, DataMismatch, UnreadableRow
 from service.sampling import factory
 from service.settings import Settings
 from service.storage.constraints import is_infeasible
@@ -19,7 +21,7 @@ from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
 from service.studies import progress, registry
 from service.studies.feasible import FeasibleTrials
-from service.studies.progress import Best, Progress
+from service.studies.progress import Best, Progress, Unreadable, read_data
 from service.studies.progress_reader import ProgressReader, best_of_study
 from service.studies.records import (
     Attempt,
@@ -76,26 +78,51 @@ class Study:
         study_id: Optuna's id of the study.
         name: Its name.
         uid: The name of its folder in the artifact store.
-        spec: What it is made of.
+        spec: What it is made of; an UnreadableRow, which each use of `spec` raises, if the
+            stored one cannot be read.
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, study_id: int, name: str, uid: str, spec: Spec
+        self,
+        engine: Engine,
+        settings: Settings,
+        study_id: int,
+        name: str,
+        uid: str,
+        spec: Spec | UnreadableRow,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self.study_id = study_id
         self.name = name
         self.uid = uid
-        self.spec = spec
-        self._reader = ProgressReader(study_id, name, maximize=spec.direction == "maximize")
+        self._spec = spec
         self._last_top: tuple[int, str] | None = None
         self._is_top_infeasible = False
         self._last_best: Best | None = None
         self._data: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        return f"<Study {self.progress()}>"
+        try:
+            return f"<Study {self.progress()}>"
+        except UnreadableRow as error:
+            return f"<Study {Unreadable(self.name, str(error))}>"
+
+    @property
+    def spec(self) -> Spec:
+        """What the study is made of.
+
+        Raises:
+            UnreadableRow: What is stored is no spec that this version can read.
+        """
+        if isinstance(self._spec, UnreadableRow):
+            raise UnreadableRow(str(self._spec))
+        return self._spec
+
+    @functools.cached_property
+    def _reader(self) -> ProgressReader:
+        maximize = self.spec.direction == "maximize"
+        return ProgressReader(self.study_id, self.name, maximize=maximize)
 
     @functools.cached_property
     def _storage(self) -> StudyStorage:
@@ -112,13 +139,23 @@ class Study:
         )
 
     def progress(self) -> Progress:
-        """Counts, best trial, ETA and workers, whatever the study's size."""
+        """Counts, best trial, ETA and workers, whatever the study's size.
+
+        Raises:
+            UnknownStudy: The study has been deleted.
+            UnreadableRow: A row that this needs cannot be read.
+        """
         silence = max(self._settings.lease_seconds, 5.0)
-        with self._engine.connect() as connection:
-            snapshot = self._reader.read(connection, silence)
+        reader, objective = self._reader, self.spec.objective
+        try:
+            with self._engine.connect() as connection:
+                snapshot = reader.read(connection, silence)
+        except DataError as error:
+            why = database.failure(self._engine.url, error)
+            raise UnreadableRow(f"its rows cannot be counted: {why}") from error
         top = snapshot.counts.best
         best = None if top is None else self._best(top[0], top[2])
-        return progress.progress(self.name, snapshot, best)
+        return progress.progress(self.name, objective, snapshot, best)
 
     @property
     def best(self) -> Best | None:
@@ -164,7 +201,7 @@ class Study:
         if self._data is None:
             with self._engine.connect() as connection:
                 values = {"study_id": self.study_id}
-                self._data = connection.execute(DATA, values).scalar_one_or_none()
+                self._data = read_data(connection.execute(DATA, values).scalar_one_or_none())
         return progress.is_synthetic(self._data)
 
     def checkpoints(self, number: int) -> str:
@@ -271,7 +308,7 @@ class Study:
             return
         values = {"study_id": self.study_id, "data": json.dumps(here)}
         with self._engine.begin() as connection:
-            there = connection.execute(SET_DATA, values).scalar_one()
+            there = read_data(connection.execute(SET_DATA, values).scalar_one()) or here
         if there["fingerprint"] != here["fingerprint"]:
             raise DataMismatch(
                 f"the data here differ from those of study {self.name!r}: "
