@@ -18,7 +18,7 @@ from optuna.distributions import CategoricalDistribution
 from objectives.data.arrays import Examples
 from objectives.data.dataset import Dataset, load_dataset, load_test_set
 from objectives.data.sources import DATA_KINDS, CallableSource, DataKind, Source
-from objectives.errors import BuildError, SettingError
+from objectives.errors import BuildError, NoModelError, SettingError
 from objectives.settings import Direction, Settings
 from objectives.space import Space, describe, make_grid
 from objectives.training.fit import fit, prepare
@@ -206,6 +206,7 @@ class KerasObjective:
         Raises:
             optuna.TrialPruned: The pruner ended the trial.
             BuildError: The model cannot be built with these parameters.
+            NoModelError: `build` returns no compiled model.
             MonitorError: The model does not produce the monitor.
             TrialStopped: The trial was asked to stop.
             MemoryError: The model does not fit into the memory of the machine or the device.
@@ -255,9 +256,9 @@ class KerasObjective:
         except ValueError as error:
             raise BuildError(f"the model cannot be built: {_first_line(error)}") from error
         if not isinstance(model, keras.Model):
-            raise BuildError(f"build must return a keras.Model, not {model!r}")
+            raise NoModelError(f"build must return a keras.Model, not {model!r}")
         if not model.compiled:
-            raise BuildError("build must return a compiled model: call model.compile in it")
+            raise NoModelError("build must return a compiled model: call model.compile in it")
         return model
 
     @property

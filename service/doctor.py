@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
 from service.artifacts.store import Store
-from service.errors import NotAllowed, StudyhallError, UnreadableRow
+from service.errors import NotAllowed, StudyhallError, UnreadableRow, counted
 from service.settings import Settings, without_credentials
 from service.studies.hall import Hall, cure_of_unreadable
 from service.studies.permission import Permission
@@ -146,7 +146,7 @@ def examine_server(hall: Hall) -> Iterator[Finding]:
     if row.used >= row.available - 3 or row.workers >= row.available - 3:
         yield Finding(
             "connections",
-            f"{row.used} of {row.available} connections are used; there are {row.workers} workers",
+            f"{row.used} of {row.available} connections are used; workers: {row.workers}",
             "raise max_connections in postgresql.conf and restart the server",
         )
 
@@ -211,8 +211,9 @@ def examine_unleased(hall: Hall, study: Study) -> Iterator[Finding]:
     with hall.engine.connect() as connection:
         unleased = connection.execute(UNLEASED, {"study_id": study.study_id}).scalar_one()
     if unleased:
-        trials = "1 RUNNING trial has" if unleased == 1 else f"{unleased} RUNNING trials have"
-        problem = f"{trials} no lease: plain Optuna began them"
+        have = "has" if unleased == 1 else "have"
+        trials = counted(unleased, "RUNNING trial")
+        problem = f"{trials} {have} no lease: plain Optuna began them"
         cure = "if no process runs them, fail them with study.optuna.tell(number, state=FAIL)"
         yield Finding(study.name, problem, cure)
 

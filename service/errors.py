@@ -10,6 +10,11 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MODULE = re.compile(r"^(?:\w+\.)+(?=\w+(?::|$))")
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def headline(detail: str | None) -> str:
     """The exception of a traceback in one line; of any other text, the first line.
 

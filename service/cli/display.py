@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from service.doctor import Finding
-from service.errors import headline
-from service.studies.progress import Best, Progress, Unreadable, counted, mark
+from service.errors import counted, headline
+from service.studies.progress import Best, Progress, Unreadable, mark
 from service.text import visible as visible
 
 

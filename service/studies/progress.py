@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import UnreadableRow
+from service.errors import UnreadableRow, counted
 from service.studies.progress_reader import Snapshot
 from service.text import visible
 
@@ -106,11 +106,6 @@ class Unreadable:
 
     def __str__(self) -> str:
         return visible(f"{self.study}: unreadable, {self.problem}")
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 worker``, ``2 workers``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def read_data(stored: Any) -> dict[str, Any] | None:
