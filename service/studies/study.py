@@ -17,10 +17,9 @@ from service.errors import ConfigurationError, DataMismatch, UnreadableRow
 from service.sampling import factory
 from service.settings import Settings
 from service.storage.constraints import is_infeasible
-from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
 from service.studies import progress, registry
-from service.studies.feasible import FeasibleTrials
+from service.studies.feasible import FeasibleTrial, FeasibleTrials
 from service.studies.progress import Best, Progress, Unreadable, read_data
 from service.studies.progress_reader import ProgressReader, best_of_study
 from service.studies.records import (
@@ -168,8 +167,7 @@ class Study:
     def _best(self, trial_id: int, value: float) -> Best | None:
         """The best trial, given the one that has the best value.
 
-        If that one is infeasible, the best feasible one is searched among the digests of all
-        trials, which this process reads once.
+        If that one is infeasible, the best feasible one is searched in the order of values.
         """
         top = trial_id, repr(value)
         if self._last_top != top:
@@ -183,13 +181,17 @@ class Study:
                 self._last_best = None
             elif self._last_best is None or self._last_best.number != feasible.number:
                 trial = self._storage.get_trial(feasible.trial_id)
-                self._last_best = self._make_best(trial, feasible.values[0])
+                self._last_best = self._make_best(trial, feasible.value)
         return self._last_best
 
-    def _find_feasible(self) -> Digest | None:
+    @functools.cached_property
+    def _feasible(self) -> FeasibleTrials:
+        return FeasibleTrials(self.study_id, self._reader.maximize)
+
+    def _find_feasible(self) -> FeasibleTrial | None:
         """The best feasible trial."""
-        digests = self._storage.digest_cache(self.study_id)
-        return digests.derived(FeasibleTrials, FeasibleTrials.update).best
+        with self._engine.connect() as connection:
+            return self._feasible.find(connection)
 
     def _make_best(self, trial: FrozenTrial, value: float) -> Best:
         seed = factory.trial_seed(self.spec.seed, trial.number)
