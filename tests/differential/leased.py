@@ -206,10 +206,8 @@ class LeasedTrials(RuleBasedStateMachine):
             self.trials.append((*held.ids, held.study[0]))
 
     @precondition(lambda self: self.stale)
-    @rule(place=places, param=params(), value=numbers)
-    def write_with_an_old_token(
-        self, place: int, param: tuple[str, float, BaseDistribution], value: float
-    ) -> None:
+    @rule(place=places, value=numbers)
+    def write_with_an_old_token(self, place: int, value: float) -> None:
         """Nothing of it arrives, as the comparison of the tables at the end shows."""
         lease = self.stale[place % len(self.stale)]
         for write in (
