@@ -12,6 +12,7 @@ from objectives.errors import (
     DataError,
     DataMissing,
     MonitorError,
+    NoModelError,
     SettingError,
     TrialStopped,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Examples",
     "KerasObjective",
     "MonitorError",
+    "NoModelError",
     "SettingError",
     "Settings",
     "TrialStopped",

@@ -21,6 +21,12 @@ class BuildError(Exception):
     cause = "invalid"
 
 
+class NoModelError(BuildError):
+    """`build` returns no compiled model. No parameters change that, so the study must stop."""
+
+    cause = "configuration"
+
+
 class MonitorError(ValueError):
     """The model does not produce the monitor. No trial can succeed, so the study must stop."""
 

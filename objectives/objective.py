@@ -19,7 +19,7 @@ from optuna.distributions import CategoricalDistribution
 from objectives.data.arrays import Array, Examples
 from objectives.data.dataset import Dataset, load_dataset, load_test_arrays, load_test_set
 from objectives.data.sources import DATA_KINDS, CallableSource, DataKind, Source
-from objectives.errors import BuildError, SettingError
+from objectives.errors import BuildError, NoModelError, SettingError
 from objectives.evaluation import load_model, load_weights, measure, write_model
 from objectives.settings import Direction, Settings
 from objectives.space import Space, describe, make_grid
@@ -238,6 +238,7 @@ class KerasObjective:
         Raises:
             optuna.TrialPruned: The pruner ended the trial.
             BuildError: The model cannot be built with these parameters.
+            NoModelError: `build` returns no compiled model.
             MonitorError: The model does not produce the monitor.
             TrialStopped: The trial was asked to stop.
             MemoryError: The model does not fit into the memory of the machine or the device.
@@ -372,9 +373,9 @@ class KerasObjective:
         except ValueError as error:
             raise BuildError(f"the model cannot be built: {_first_line(error)}") from error
         if not isinstance(model, keras.Model):
-            raise BuildError(f"build must return a keras.Model, not {model!r}")
+            raise NoModelError(f"build must return a keras.Model, not {model!r}")
         if not model.compiled:
-            raise BuildError("build must return a compiled model: call model.compile in it")
+            raise NoModelError("build must return a compiled model: call model.compile in it")
         return model
 
     @property

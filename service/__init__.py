@@ -23,6 +23,7 @@ from service.errors import (  # noqa: E402
     StudyhallError,
     UnknownObjective,
     UnknownStudy,
+    UnreadableRow,
     WorkFailed,
 )
 from service.settings import Settings  # noqa: E402
@@ -53,6 +54,7 @@ __all__ = [
     "StudyhallError",
     "UnknownObjective",
     "UnknownStudy",
+    "UnreadableRow",
     "WorkFailed",
     "connect",
     "storage",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import traceback
 import warnings
+from types import TracebackType
 
 import click
 import optuna
@@ -17,6 +19,7 @@ from service.cli.console import err
 from service.cli.display import visible
 from service.cli.main import main as command
 from service.errors import StudyhallError
+from service.text import make_visible
 
 
 def main() -> None:
@@ -26,6 +29,11 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ExperimentalWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.captureWarnings(True)
+    for name in ("", "optuna"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(make_visible)
+    sys.excepthook = print_traceback
     try:
         interrupt.end_guard()
         command.main(standalone_mode=False)
@@ -47,6 +55,14 @@ def main() -> None:
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename or ''}"
         sys.exit(print_error(StudyhallError(message)))
+
+
+def print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of a defect of ours; the error may quote a row of the database."""
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(visible(lines, "\n\t"))
 
 
 def print_error(error: StudyhallError) -> int:

@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
 from service.artifacts.store import Store
-from service.errors import NotAllowed, StudyhallError
+from service.errors import NotAllowed, StudyhallError, UnreadableRow, counted
 from service.settings import Settings, without_credentials
-from service.studies.hall import Hall
+from service.studies.hall import Hall, cure_of_unreadable
 from service.studies.permission import Permission
 from service.studies.study import Study
 
@@ -94,16 +94,18 @@ def examine(
         yield Finding("database", *_problem_and_cure(database.failure(None, error)))
         return
     allowed = permission or Permission.of_environment()
+    studies = [each for each in hall.studies() if study in (None, each.name)]
     if study is not None:
-        yield from examine_study(hall, hall.study(study), allowed)
+        for each in studies or [hall.study(study)]:  # which raises UnknownStudy
+            yield from examine_study(hall, each, allowed)
         return
     skipped = []
-    for name in hall.names():
-        for finding in examine_study(hall, hall.study(name), allowed):
+    for each in studies:
+        for finding in examine_study(hall, each, allowed):
             if finding.wrong:
                 yield finding
             else:
-                skipped.append(name)
+                skipped.append(each.name)
     if skipped:
         shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if skipped[5:] else "")
         problem = f"those of {shown} are not examined: nothing here allows their import"
@@ -144,14 +146,28 @@ def examine_server(hall: Hall) -> Iterator[Finding]:
     if row.used >= row.available - 3 or row.workers >= row.available - 3:
         yield Finding(
             "connections",
-            f"{row.used} of {row.available} connections are used; there are {row.workers} workers",
+            f"{row.used} of {row.available} connections are used; workers: {row.workers}",
             "raise max_connections in postgresql.conf and restart the server",
         )
 
 
 def examine_study(hall: Hall, study: Study, permission: Permission) -> Iterator[Finding]:
     """Find what prevents the study from going on."""
+    try:
+        yield from _examine_readable(hall, study, permission)
+    except UnreadableRow as error:
+        yield Finding(study.name, f"cannot be read: {error}", cure_of_unreadable(study.name))
+
+
+def _examine_readable(hall: Hall, study: Study, permission: Permission) -> Iterator[Finding]:
+    """Find what prevents the study from going on.
+
+    Raises:
+        UnreadableRow: A row of the study cannot be read.
+    """
     progress = study.progress()
+    if progress.state != "finished":
+        study.optuna.get_trials(deepcopy=False)  # samplers and pruners read them all
     options = study.spec.options_needed(permission)
     resume = shlex.join(["studyhall", "resume", study.name, *options])
     if progress.state == "stopped":
@@ -195,8 +211,9 @@ def examine_unleased(hall: Hall, study: Study) -> Iterator[Finding]:
     with hall.engine.connect() as connection:
         unleased = connection.execute(UNLEASED, {"study_id": study.study_id}).scalar_one()
     if unleased:
-        trials = "1 RUNNING trial has" if unleased == 1 else f"{unleased} RUNNING trials have"
-        problem = f"{trials} no lease: plain Optuna began them"
+        have = "has" if unleased == 1 else "have"
+        trials = counted(unleased, "RUNNING trial")
+        problem = f"{trials} {have} no lease: plain Optuna began them"
         cure = "if no process runs them, fail them with study.optuna.tell(number, state=FAIL)"
         yield Finding(study.name, problem, cure)
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 
+from service.text import visible
+
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MODULE = re.compile(r"^(?:\w+\.)+(?=\w+(?::|$))")
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def headline(detail: str | None) -> str:
@@ -28,7 +35,9 @@ class StudyhallError(Exception):
     exit_code = 1
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (self.__doc__ or "").splitlines()[0])
+        # Messages quote names and texts of the database, and Python prints them as they are.
+        text = message or (self.__doc__ or "").splitlines()[0]
+        super().__init__(visible(text, "\n\t"))
 
 
 class WorkFailed(StudyhallError):
@@ -60,6 +69,10 @@ class NotAllowed(ConfigurationError):
 
 class UnknownStudy(ConfigurationError):
     """There is no study of that name."""
+
+
+class UnreadableRow(ConfigurationError, ValueError):
+    """A row of the database cannot be read: another version or another program has written it."""
 
 
 class SpecMismatch(ConfigurationError):

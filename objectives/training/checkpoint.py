@@ -25,7 +25,10 @@ _GROUPS = ("weights", "optimizer", "best", "unlisted")
 _TREES = ("callbacks", "hooks")
 
 
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RecursionError)
+_DAMAGE = (
+    *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RecursionError),
+    *(MemoryError, NotImplementedError, zipfile.BadZipFile),
+)
 """What reading bytes that are no state may raise."""
 
 
@@ -98,9 +101,10 @@ class State:
             StateError: The bytes are something else, or are damaged.
         """
         try:
+            _refuse_compressed(content)
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 return cls._read(archive)
-        except (*_DAMAGE, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise StateError(f"not the state of a training: {error}") from error
 
     @classmethod
@@ -118,6 +122,19 @@ class State:
             _put_back(trees, path, array)
         fields = {name: metadata[name] for name in ("training", "history", "ended")}
         return cls(**fields, **groups, **trees)
+
+
+def _refuse_compressed(content: bytes) -> None:
+    """Refuse an archive whose parts are larger than itself: `to_bytes` compresses nothing.
+
+    Raises:
+        StateError: A small file would fill the memory.
+        zipfile.BadZipFile: It is no archive.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > len(content):
+        raise StateError(f"its {len(content)} bytes unpack to {size}")
 
 
 def copy_values(variables: Iterable[Any]) -> list[Array]:

@@ -20,6 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from service.artifacts.store import Store
 from service.settings import without_credentials
 
@@ -32,6 +34,15 @@ CHECKPOINT = re.compile(r"(?:(\d+)-)?(\d+)\.ckpt")
 """Token and epoch. Earlier versions wrote no token."""
 
 OWNER = re.compile(r"(\d+)\.owner")
+
+MAX_LINE = 4096
+"""Bytes of a checkpoint's first line, at most; it has about 130."""
+
+MAX_OWNER = 65_536
+"""Bytes of an owner file, at most; it has two names."""
+
+MAX_EPOCH = 2**31 - 2
+"""The last epoch whose successor fits into a column of Optuna's tables."""
 
 
 def _shown(error: Exception) -> str:
@@ -169,25 +180,52 @@ class TrialCheckpoints:
         if not owners:
             return _checkpoints(names)
         newest = max(owners, key=_owner_token)
-        inherited = json.loads(self._store.read(f"{self._folder}/{newest}"))
+        inherited = json.loads(self._store.read(f"{self._folder}/{newest}", MAX_OWNER))
         token = _owner_token(newest)
         return [
             name for name in _checkpoints(names) if _order(name)[0] >= token or name in inherited
         ]
 
     def _read(self, name: str) -> SavedState:
-        first_line, _, state = self._store.read(f"{self._folder}/{name}").partition(b"\n")
-        try:
-            header: dict[str, Any] = json.loads(first_line)
-        except ValueError:
-            raise DamagedCheckpoint("its first line cannot be read") from None
-        if header.get("token", 0) != _order(name)[0]:
-            raise DamagedCheckpoint("its name has another token than its first line")
-        if len(state) != header.get("size"):
-            raise DamagedCheckpoint(f"it has {len(state)} of {header.get('size')} bytes")
+        """Read a checkpoint; its size is compared with its first line before its bytes are read.
+
+        Raises:
+            DamagedCheckpoint: It is not as it was written, or does not fit into memory.
+            UnusableFile: It is no regular file.
+        """
+        with self._store.opened(f"{self._folder}/{name}") as (file, size):
+            first_line = file.readline(MAX_LINE)
+            size -= len(first_line)
+            header = _header(first_line, name)
+            if header.get("size") != size:
+                raise DamagedCheckpoint(f"it has {size} of {header.get('size')!r:.40} bytes")
+            free = psutil.virtual_memory().available
+            if size > free:
+                raise DamagedCheckpoint(f"it has {size} bytes, and {free} are free in memory here")
+            state = file.read(size)
         if hashlib.sha256(state).hexdigest() != header.get("sha256"):
             raise DamagedCheckpoint("its SHA-256 differs from the one in its first line")
-        return SavedState(int(header["epoch"]), state)
+        return SavedState(_order(name)[1], state)
+
+
+def _header(first_line: bytes, name: str) -> dict[str, Any]:
+    """The first line of a checkpoint, which repeats token and epoch of its name.
+
+    Raises:
+        DamagedCheckpoint: It is something else.
+    """
+    try:
+        header = json.loads(first_line) if first_line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise DamagedCheckpoint("its first line cannot be read")
+    token, epoch = _order(name)
+    if header.get("token", 0) != token:
+        raise DamagedCheckpoint("its name has another token than its first line")
+    if header.get("epoch") != epoch or epoch > MAX_EPOCH:
+        raise DamagedCheckpoint("its name has another epoch than its first line, or a huge one")
+    return header
 
 
 def _checkpoints(names: list[str]) -> list[str]:

@@ -5,10 +5,14 @@ A URL such as ``s3://bucket/prefix`` is for machines that share no folder.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import posixpath
+import stat
 import threading
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import fsspec
 
@@ -16,6 +20,10 @@ from service.errors import ConfigurationError
 from service.settings import without_credentials
 
 log = logging.getLogger("studyhall")
+
+
+class UnusableFile(OSError):
+    """What has the name is no regular file, or is larger than it may be."""
 
 
 class Store:
@@ -65,14 +73,41 @@ class Store:
         else:
             self._fs.pipe_file(path, data)
 
-    def read(self, name: str) -> bytes:
-        """Read a file.
+    def read(self, name: str, at_most: int | None = None) -> bytes:
+        """Read a whole file.
+
+        Args:
+            name: Its name.
+            at_most: The most bytes that it may have; None: any number.
 
         Raises:
             FileNotFoundError: No file has that name.
+            UnusableFile: It is no regular file, or has more bytes.
+        """
+        with self.opened(name) as (file, size):
+            if at_most is not None and size > at_most:
+                raise UnusableFile(f"it has {size} bytes, and at most {at_most} are expected")
+            return file.read(size)
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        """Open a file for reading; with it comes its size in bytes.
+
+        Raises:
+            FileNotFoundError: No file has that name.
+            UnusableFile: It is no regular file: a named pipe would wait for ever, and a device
+                or a link to one may have no end.
         """
         path = self._path(name)
-        return bytes(self._fs.cat_file(path))
+        if self._local:
+            with _open_regular(path) as file:
+                yield file, os.fstat(file.fileno()).st_size
+            return
+        info = self._fs.info(path)
+        if info["type"] != "file" or info.get("size") is None:
+            raise UnusableFile("it is no file of a known size")
+        with self._fs.open(path, "rb") as file:
+            yield file, int(info["size"])
 
     def names(self, folder: str) -> list[str]:
         """The names of the files in a folder, sorted; none if there is no such folder."""
@@ -87,7 +122,10 @@ class Store:
         """Delete a file, or a folder with all its files. A missing name is no error."""
         try:
             path = self._path(name)
-            self._fs.rm(path, recursive=True)
+            if self._local and os.path.islink(path):
+                os.unlink(path)
+            else:
+                self._fs.rm(path, recursive=True)
         except FileNotFoundError:
             return
 
@@ -130,7 +168,23 @@ def _write_durably(path: str, data: bytes) -> None:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    # O_NONBLOCK is for named pipes only: opening one fails, else it would wait for a reader.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+
+
+def _open_regular(path: str) -> BinaryIO:
+    """Open a regular file; nothing else is opened, since opening a device may do something.
+
+    Raises:
+        UnusableFile: It is something else, or a link.
+    """
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise UnusableFile("it is no regular file")
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it was replaced in between
+        file.close()
+        raise UnusableFile("it is no regular file")
+    return file
 
 
 def _sync_folder(folder: str) -> None:

@@ -6,13 +6,16 @@ import shlex
 
 import click
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
 from service.cli.console import err, out, print_plain
+from service.cli.display import visible
 from service.cli.options import Context, option
 from service.database import embedded, schema
-from service.errors import DatabaseError
+from service.errors import ConfigurationError, DatabaseError, counted
 from service.workers import presence
 
 
@@ -38,11 +41,11 @@ def print_alive(workers: list[presence.WorkerProcess]) -> None:
     """Say which workers have seen the upgrade, and what becomes of them."""
     if not workers:
         return
-    names = ", ".join(worker.worker for worker in workers)
-    count = "1 worker is" if len(workers) == 1 else f"{len(workers)} workers are"
+    names = visible(", ".join(worker.worker for worker in workers))
+    alive = "is alive" if len(workers) == 1 else "are alive"
     out.print(
-        f"{count} alive: {names}. Workers of the previous version end their trials; start them "
-        "again with this version before the next upgrade",
+        f"{counted(len(workers), 'worker')} {alive}: {names}. Workers of the previous version end "
+        "their trials; start them again with this version before the next upgrade",
         markup=False,
         soft_wrap=True,
     )
@@ -116,8 +119,37 @@ def start(context: Context) -> None:
 
 
 @db.command()
+@option("--yes", is_flag=True, help="Stop it although workers use it.")
 @click.pass_obj
-def stop(context: Context) -> None:
+def stop(context: Context, yes: bool) -> None:
     """Stop the embedded server; the next command starts it again."""
+    if not yes:
+        refuse_with_workers(context)
     stopped = embedded.stop(context.settings.home)
     out.print("stopped" if stopped else "it was not running")
+
+
+def refuse_with_workers(context: Context) -> None:
+    """Refuse to stop a server that workers use.
+
+    Raises:
+        ConfigurationError: The message names their studies.
+    """
+    url = embedded.find(context.settings.home)
+    if url is None:
+        return
+    engine = database.create_engine(url)
+    try:
+        found = presence.studies_with_workers(engine, 2 * context.settings.lease_seconds)
+    except (SQLAlchemyError, StorageInternalError):  # the server has no tables of ours
+        return
+    finally:
+        engine.dispose()
+    if found:
+        count = sum(found.values())
+        stops = " && ".join(f"studyhall stop {shlex.quote(name)}" for name in found)
+        raise ConfigurationError(
+            f"{counted(count, 'worker')} {'uses' if count == 1 else 'use'} this server, for "
+            f"{', '.join(found)}: let them end first ({stops}), or add --yes: they then keep on "
+            f"for {context.settings.database_patience / 60:.0f} minutes until it runs again"
+        )

@@ -17,10 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from service.doctor import Finding
-from service.errors import headline
+from service.errors import counted, headline
 from service.studies import drift
-from service.studies.progress import Best, Progress, mark, spread
+from service.studies.progress import Best, Progress, Unreadable, mark, spread
 from service.studies.winner import Opening
+from service.text import visible as visible
 
 
 def to_json(value: Any) -> str:
@@ -36,19 +37,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return value
-
-
-def visible(text: str, kept: str = "") -> str:
-    """Text from the database in one line: a terminal obeys control characters.
-
-    Args:
-        text: The text.
-        kept: Control characters that stay as they are.
-    """
-    return "".join(
-        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 def duration(seconds: float | None) -> str:
@@ -185,7 +173,7 @@ def status(
         f"{progress.complete} complete, {progress.pruned} pruned, {progress.failed} failed, "
         f"{progress.running} running, {progress.interrupted} interrupted"
         f"{f', {progress.waiting} waiting' if progress.waiting else ''}; "
-        f"{progress.workers} workers, ETA {duration(progress.eta_seconds)}"
+        f"{counted(progress.workers, 'worker')}, ETA {duration(progress.eta_seconds)}"
     )
     bar = ProgressBar(
         total=total or max(1, progress.finished),
@@ -205,7 +193,7 @@ def status(
     return grid
 
 
-def studies(rows: Iterable[Progress], indented: Collection[str] = ()) -> Table:
+def studies(rows: Iterable[Progress | Unreadable], indented: Collection[str] = ()) -> Table:
     """A table of studies, one line each.
 
     Args:
@@ -215,6 +203,10 @@ def studies(rows: Iterable[Progress], indented: Collection[str] = ()) -> Table:
     columns = ("study", "state", "trials", "complete", "pruned", "failed", "workers", "best")
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
+        if isinstance(row, Unreadable):
+            what = Text(visible(f"unreadable: {row.problem}"))
+            table.add_row(Text(visible(row.study)), what, *["-"] * (len(columns) - 2))
+            continue
         total = "?" if row.n_trials is None else row.n_trials
         table.add_row(
             Text(f"{'  ' if row.study in indented else ''}{visible(row.study)}"),
@@ -275,7 +267,7 @@ def trials_csv(records: list[dict[str, Any]]) -> str:
     plain = [key for key in records[0] if key not in nested] if records else ["number"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*plain, "n_reported", *(f"params_{name}" for name in names)])
+    writer.writerow([*plain, "n_reported", *(visible(f"params_{name}") for name in names)])
     for row in records:
         row = {**row, "drift": " ".join(row["drift"])}
         params = [row["params"].get(name) for name in names]

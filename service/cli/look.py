@@ -12,10 +12,11 @@ from service import doctor as examination
 from service.cli import display
 from service.cli.console import out, print_plain
 from service.cli.options import Context, allow_option, full_path, option, path_option
-from service.errors import WorkFailed
+from service.errors import UnreadableRow, WorkFailed
 from service.studies import registry
 from service.studies.hall import Hall
 from service.studies.permission import Permission, parse_allow
+from service.studies.progress import Progress, Unreadable
 from service.studies.study import Study
 
 
@@ -44,9 +45,9 @@ def show_all(hall: Hall, as_json: bool) -> None:
     roots = {study.uid: _root(study, by_uid) for study in found}
     places = {study.uid: place for place, study in enumerate(found)}
     found.sort(key=lambda study: (places[roots[study.uid].uid], places[study.uid]))
-    rows = [(study, study.progress()) for study in found]
+    rows = [(study, show_or_say_why_not(study)) for study in found]
     if as_json:
-        objects = [{**row.to_json(), "linked_to": study.spec.linked} for study, row in rows]
+        objects = [{**row.to_json(), "linked_to": study.linked_to} for study, row in rows]
         print_plain(display.to_json(objects))
     else:
         indented = {study.name for study in found if roots[study.uid] is not study}
@@ -56,22 +57,30 @@ def show_all(hall: Hall, as_json: bool) -> None:
 def _root(study: Study, by_uid: Mapping[str, Study]) -> Study:
     """The study under which a linked one stands; itself, if it is not linked."""
     seen = {study.uid}
-    while (uid := (study.spec.linked or {}).get("uid")) in by_uid and uid not in seen:
+    while (uid := (study.linked_to or {}).get("uid")) in by_uid and uid not in seen:
         study = by_uid[str(uid)]
         seen.add(study.uid)
     return study
+
+
+def show_or_say_why_not(study: Study) -> Progress | Unreadable:
+    """The study's progress. A study of which a row cannot be read does not hide the others."""
+    try:
+        return study.progress()
+    except UnreadableRow as error:
+        return Unreadable(study.name, str(error))
 
 
 def show_status(study: Study, as_json: bool, watch: bool) -> None:
     """Print a study's progress once, or until it is finished."""
     while True:
         progress, openings = study.progress(), study.openings()
-        linked = [(one, one.progress()) for one in study.linked()]
+        linked = [(one, show_or_say_why_not(one)) for one in study.linked()]
         if as_json:
-            objects = [{**row.to_json(), "linked_to": one.spec.linked} for one, row in linked]
+            objects = [{**row.to_json(), "linked_to": one.linked_to} for one, row in linked]
             more = {
                 "test": [opening.to_json() for opening in openings],
-                "linked_to": study.spec.linked,
+                "linked_to": study.linked_to,
                 "linked": objects,
             }
             print_plain(display.to_json({**progress.to_json(), **more}))

@@ -61,6 +61,11 @@ def create_study(hall: Hall, name: str, options: dict[str, Any], permission: Per
     check_name(name)
     spec.check()  # before the data, which may have to be downloaded
     data = registry.data_of(objective)
+    if data is None and options["data"] == "synthetic":
+        raise ConfigurationError(
+            f"the objective {spec.objective!r} has no data set that could be generated: leave "
+            "out --data synthetic"
+        )
     if data is not None:
         out.print(data_line(data), markup=False)
         spec = Spec.from_json({**spec.to_json(), "data": data.get("kind")})

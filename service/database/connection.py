@@ -23,6 +23,8 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+from service.errors import UnreadableRow
+
 RETRY_SECONDS = 60.0
 """Seconds for which a server that restarts or is out of reach is tried again."""
 
@@ -110,9 +112,16 @@ class SharedConnection:
         return self._query_answer(sql, values, repeatable=True)
 
     def query_json(self, sql: str, values: Mapping[str, Any] | None = None) -> Any:
-        """As `query`, for an answer that is the text of a JSON document."""
+        """As `query`, for an answer that is the text of a JSON document.
+
+        Raises:
+            UnreadableRow: A stored part of it is no JSON.
+        """
         answer = self.query(sql, values)
-        return None if answer is None else json.loads(answer)
+        try:
+            return None if answer is None else json.loads(answer)
+        except ValueError as error:
+            raise UnreadableRow(f"a stored digest is no JSON: {error}") from error
 
     @contextlib.contextmanager
     def without_retries(self) -> Iterator[None]:

@@ -17,12 +17,12 @@ from service.optuna_private import RELATIVE_PARAMS_KEY as KEY
 def announced(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """The announced parameters in system attributes: external values by name."""
     keys = (f"{KEY}:{index}" for index in itertools.count())
-    text = "".join(attrs[key] for key in itertools.takewhile(attrs.__contains__, keys))
+    text = "".join(str(attrs[key]) for key in itertools.takewhile(attrs.__contains__, keys))
     try:
-        found: dict[str, Any] = json.loads(text) if text else {}
-    except json.JSONDecodeError:  # another process is writing the text, part by part
+        found = json.loads(text) if text else {}
+    except ValueError:  # another process is writing the text, part by part
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def without(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,4 +40,7 @@ def is_infeasible(attrs: Mapping[str, Any]) -> bool:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf if value > 0 else -math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -76,7 +75,7 @@ class Digest(NamedTuple):
 def spaces(answer: Mapping[str, Any] | None) -> dict[int, ParamSpace]:
     """The parameter spaces in an answer of ``service.read_digests``, by key."""
     return {
-        int(key): ParamSpace((name, rows.distribution(text)) for name, text in pairs)
+        int(key): ParamSpace((name, rows.distribution(text, name)) for name, text in pairs)
         for key, pairs in (answer or {}).items()
     }
 
@@ -89,19 +88,30 @@ def digests(
     Args:
         arrays: One for each trial.
         known: All parameter spaces that they name.
+
+    Raises:
+        UnreadableRow: A row of a trial holds what neither Optuna nor this version writes.
     """
-    for trial_id, number, state, values, space, params, steps, reported, notes in arrays:
-        yield Digest(
-            trial_id,
-            number,
-            rows.STATES[state],
-            _numbers(values),
-            known[space],
-            _numbers(params),
-            steps or (),
-            _numbers(reported),
-            {key: json.loads(text) for key, text in notes.items()} if notes else {},
-        )
+    for array in arrays:
+        try:
+            yield _digest(array, known)
+        except rows.UNREADABLE as error:
+            raise rows.unreadable(array[1], error) from error
+
+
+def _digest(array: Sequence[Any], known: Mapping[int | None, ParamSpace]) -> Digest:
+    trial_id, number, state, values, space, params, steps, reported, notes = array
+    return Digest(
+        trial_id,
+        number,
+        rows.STATES[state],
+        _numbers(values),
+        known[space],
+        _numbers(params),
+        steps or (),
+        _numbers(reported),
+        {key: rows.attribute(key, text) for key, text in notes.items()} if notes else {},
+    )
 
 
 def _numbers(values: Sequence[float | str] | None) -> Sequence[Any]:

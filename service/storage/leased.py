@@ -32,6 +32,11 @@ def check_name(name: str) -> None:
     name.encode()
 
 
+def _as_stored(value: float) -> float:
+    """The number as the database returns it: the driver sends -0.0 as 0.0."""
+    return float(value) + 0.0
+
+
 @dataclass
 class LeasedTrial:
     """A leased trial in this process's memory, with its unwritten changes.
@@ -67,7 +72,7 @@ class LeasedTrial:
             return
         check_name(name)
         rows.distribution_text(distribution)
-        value = distribution.to_external_repr(internal)
+        value = distribution.to_external_repr(_as_stored(internal))
         self.pending[name] = (internal, distribution)
         self.trial = rows.changed(
             self.trial,
@@ -117,7 +122,8 @@ class LeasedTrial:
         if batch.system:
             fields["_system_attrs"] = {**self.trial.system_attrs, **batch.system}
         if batch.steps:
-            fields["intermediate_values"] = {**self.trial.intermediate_values, **batch.steps}
+            new = {step: _as_stored(value) for step, value in batch.steps.items()}
+            fields["intermediate_values"] = {**self.trial.intermediate_values, **new}
         if fields:
             self.trial = rows.changed(self.trial, **fields)
 
@@ -157,5 +163,5 @@ class LeasedTrial:
             self.trial,
             state=state,
             datetime_complete=rows.local(when),
-            _values=None if values is None else [float(value) for value in values],
+            _values=None if values is None else [_as_stored(value) for value in values],
         )

@@ -27,9 +27,12 @@ UPDATE service.leases l SET expires_at = clock_timestamp() + %(seconds)s * inter
    AND EXISTS (SELECT FROM trials t WHERE t.trial_id = l.trial_id AND t.state = 'RUNNING')
 RETURNING json_build_array(
     s.stop_reason, s.deadline IS NOT NULL AND s.deadline <= clock_timestamp())::text"""
-FREE_WORKER = """-- End the leases of a dead worker.
+HELD = """-- The tokens of a worker's leases.
+SELECT json_agg(token)::text FROM service.leases
+ WHERE worker = %(worker)s AND expires_at > '-infinity'"""
+FREE = """-- End leases. A network may deliver this late, when the worker has a newer lease.
 UPDATE service.leases SET expires_at = '-infinity'
- WHERE worker = %(worker)s AND expires_at > '-infinity' RETURNING trial_id"""
+ WHERE worker = %(worker)s AND token = ANY (%(tokens)s) RETURNING trial_id"""
 ABANDON = """-- Leave a trial: a live worker's attempt has expired; it is not lost.
 -- If somebody else has ended the trial, end the lease and the attempt.
 WITH alive AS (
@@ -55,6 +58,16 @@ SELECT json_agg(l.worker)::text
 DONE = """-- How many of these workers have ended a trial without a cause.
 SELECT count(DISTINCT worker) FROM service.attempts
  WHERE worker = ANY (%(workers)s) AND ended_at IS NOT NULL AND cause IS NULL"""
+UNREPORTED = """-- Trials that a claim has failed: too many workers had died, or time was over.
+SELECT coalesce(json_agg(json_build_array(t.number, a.cause, a.detail) ORDER BY t.number), '[]')
+         ::text
+  FROM service.attempts a JOIN trials t USING (trial_id)
+ WHERE a.study_id = %(study_id)s AND t.state = 'FAIL'
+   AND t.datetime_complete >= to_timestamp(%(since)s) AT TIME ZONE 'UTC'
+   AND (a.cause = 'lost' OR a.cause = 'timeout' AND a.detail IS NULL)
+   AND NOT EXISTS (SELECT FROM service.attempts later
+                    WHERE later.trial_id = a.trial_id AND later.attempt > a.attempt)"""
+NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 FAIL = "SELECT service.fail_worker(%(worker)s, %(cause)s, %(detail)s)"
 MAX_FAILURES = 5
 """Failures of the objective's code in a row that stop a study: a bug is no hyperparameter."""
@@ -160,12 +173,16 @@ def release(engine: Engine, lease: Lease, cause: str, detail: str | None = None)
 
 
 def expire_held_by(engine: Engine, worker: str) -> bool:
-    """Interrupt the trials of a dead worker, without waiting for its leases to expire.
+    """Interrupt the trials that a worker holds now, without waiting for its leases to expire.
 
     Returns:
         Whether it held any.
     """
-    return SharedConnection.of(engine).query(FREE_WORKER, {"worker": worker}) is not None
+    connection = SharedConnection.of(engine)
+    tokens = connection.query_json(HELD, {"worker": worker})
+    if tokens is not None:
+        connection.query(FREE, {"worker": worker, "tokens": tokens})
+    return tokens is not None
 
 
 def overdue(engine: Engine, workers: list[str], limit: float | None, patience: float) -> list[str]:
@@ -181,10 +198,36 @@ def overdue(engine: Engine, workers: list[str], limit: float | None, patience: f
     return SharedConnection.of(engine).query_json(OVERDUE, arguments) or []
 
 
-def fail(engine: Engine, worker: str, cause: str, detail: str) -> None:
-    """Fail the trial of a worker that can no longer do so itself."""
+def fail(engine: Engine, worker: str, cause: str, detail: str) -> int | None:
+    """Fail the trial of a worker that can no longer do so itself.
+
+    Returns:
+        The trial's number; None if the worker holds none.
+    """
     arguments = {"worker": worker, "cause": cause, "detail": detail}
-    SharedConnection.of(engine).query(FAIL, arguments)
+    number: int | None = SharedConnection.of(engine).query(FAIL, arguments)
+    return number
+
+
+def unreported(engine: Engine, study_id: int, since: float) -> list[tuple[int, str, str | None]]:
+    """Trials that a claim has failed: no worker ran them then, so none has printed a line.
+
+    Args:
+        engine: The database.
+        study_id: Optuna's id of the study.
+        since: The least time of their end, in seconds since the epoch, by the database's clock.
+
+    Returns:
+        Number, cause and detail of each.
+    """
+    arguments = {"study_id": study_id, "since": since}
+    found = SharedConnection.of(engine).query_json(UNREPORTED, arguments)
+    return [(number, cause, detail) for number, cause, detail in found]
+
+
+def database_time(engine: Engine) -> float:
+    """Seconds since the epoch, by the database's clock."""
+    return float(SharedConnection.of(engine).query(NOW))
 
 
 def count_workers_with_results(engine: Engine, workers: list[str]) -> int:

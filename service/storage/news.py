@@ -80,8 +80,9 @@ def read_trials(
 
     def store(answer: Any) -> None:
         _, _, after, unfinished, documents = answer
+        trials = [*rows.documents(documents)]  # if one cannot be read, none counts as read
         cache.position.advance(after, unfinished)
-        for trial in rows.documents(documents):
+        for trial in trials:
             if trial._trial_id not in own:
                 cache.put(trial)
 
@@ -121,9 +122,10 @@ def digest_arguments(study_id: int, cache: DigestCache) -> dict[str, Any]:
 def store_digests(answer: Any, cache: DigestCache) -> None:
     """Put the digests of an answer into the cache."""
     _, _, after, unfinished, spaces, arrays = answer
-    cache.position.advance(after, unfinished)
     cache.add_spaces(digests.spaces(spaces))
-    cache.put(digests.digests(arrays, cache.spaces))
+    found = [*digests.digests(arrays, cache.spaces)]  # if one cannot be read, none counts as read
+    cache.position.advance(after, unfinished)
+    cache.put(found)
 
 
 def _read(

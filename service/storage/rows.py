@@ -16,21 +16,52 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from service.errors import UnreadableRow
+
 STATES = {state.name: state for state in TrialState}
 STORED = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 """Numbers that are not finite, by the kind in Optuna's tables and by PostgreSQL's text of them."""
 STORED |= {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
+UNREADABLE = (
+    *(ArithmeticError, AttributeError, LookupError, OSError),
+    *(RecursionError, TypeError, ValueError),
+)
+"""What reading a row may raise that another version or another program has written."""
+
 _distributions: dict[str, BaseDistribution] = {}
 _texts: dict[str, str] = {}
 
 
-def distribution(text: str) -> BaseDistribution:
-    """The distribution of a JSON text; equal texts give the same object, parsed once."""
+def distribution(text: str, name: str) -> BaseDistribution:
+    """The distribution of a JSON text; equal texts give the same object, parsed once.
+
+    Args:
+        text: The text.
+        name: The name of the parameter.
+
+    Raises:
+        UnreadableRow: It describes no distribution that this version knows.
+    """
     known = _distributions.get(text)
     if known is None:
-        known = _distributions[text] = _distribution_from(text)
+        try:
+            known = _distributions[text] = _distribution_from(text)
+        except UNREADABLE as error:
+            raise UnreadableRow(
+                f"the distribution of the parameter {name!r:.80} cannot be read: {_reason(error)}"
+            ) from error
     return known
+
+
+def unreadable(number: Any, error: Exception) -> UnreadableRow:
+    """The error for a trial of which a row cannot be read."""
+    return UnreadableRow(f"trial {number} cannot be read: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)[:200]
+    return text if isinstance(error, UnreadableRow) else f"{type(error).__name__}: {text}"
 
 
 def _distribution_from(text: str) -> BaseDistribution:
@@ -108,12 +139,23 @@ def documents(answer: Sequence[Any] | None) -> Iterator[FrozenTrial]:
     spaces, arrays = answer or (None, None)
     known: dict[str | None, Pairs] = {None: []}
     for key, pairs in (spaces or {}).items():
-        known[key] = [(name, distribution(text)) for name, text in pairs]
+        known[key] = [(name, distribution(text, name)) for name, text in pairs]
     return (_frozen(array, known) for array in arrays or ())
 
 
 def _frozen(array: Sequence[Any], known: Mapping[str | None, Pairs]) -> FrozenTrial:
-    """Make a trial without the checks of its constructor, which stored trials have passed."""
+    """Make a trial without the checks of its constructor, which stored trials have passed.
+
+    Raises:
+        UnreadableRow: A row of the trial holds what neither Optuna nor this version writes.
+    """
+    try:
+        return _made(array, known)
+    except UNREADABLE as error:
+        raise unreadable(array[1], error) from error
+
+
+def _made(array: Sequence[Any], known: Mapping[str | None, Pairs]) -> FrozenTrial:
     trial_id, number, state, start, end, values, key, params, user, system, steps = array
     pairs = known[key]
     trial = FrozenTrial.__new__(FrozenTrial)
@@ -142,7 +184,21 @@ def _frozen(array: Sequence[Any], known: Mapping[str | None, Pairs]) -> FrozenTr
 
 
 def _parsed(attrs: Mapping[str, str] | None) -> dict[str, Any]:
-    return {key: json.loads(text) for key, text in attrs.items()} if attrs else {}
+    return {key: attribute(key, text) for key, text in attrs.items()} if attrs else {}
+
+
+def attribute(key: str, text: str) -> Any:
+    """The value of an attribute.
+
+    Raises:
+        UnreadableRow: The text is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableRow(
+            f"the attribute {key!r:.80} is no JSON: {text!r:.80} ({error})"
+        ) from error
 
 
 def started(trial_id: int, number: int, epoch: float) -> FrozenTrial:

@@ -13,6 +13,7 @@ from optuna.study import StudyDirection
 
 from service.database.connection import SharedConnection
 from service.optuna_private import DEFAULT_STUDY_NAME_PREFIX, FrozenStudy
+from service.storage import rows
 
 CREATE = """-- A study with its directions; no row if the name is taken.
 WITH new AS (
@@ -145,7 +146,7 @@ def _directions(names: Sequence[str] | None) -> list[StudyDirection]:
 
 
 def _attrs(texts: dict[str, str] | None) -> dict[str, Any]:
-    return {key: json.loads(text) for key, text in (texts or {}).items()}
+    return {key: rows.attribute(key, text) for key, text in (texts or {}).items()}
 
 
 def is_id(number: int) -> bool:

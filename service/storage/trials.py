@@ -189,7 +189,7 @@ class TrialStore(StudyStore):
                 DISTRIBUTIONS, {"study_id": study_id, "names": sorted(names)}
             )
             for name, text in (found or {}).items():
-                known[name] = rows.distribution(text)
+                known[name] = rows.distribution(text, name)
         first = dict(known)
         for trial in templates:
             for name, distribution in trial.distributions.items():
@@ -224,7 +224,7 @@ class TrialStore(StudyStore):
             text = self._connection.query(DISTRIBUTION, {"trial_id": trial_id, "name": name})
             if text is None:
                 return known
-            known[name] = rows.distribution(text)
+            known[name] = rows.distribution(text, name)
         check_distribution_compatibility(known[name], distribution)
         return known
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.study import StudyDirection
@@ -14,19 +14,24 @@ from sqlalchemy import Connection, insert, text
 from service import database
 from service.database import schema
 from service.database.models import StudyRow
-from service.errors import ConfigurationError, DatabaseError, UnknownStudy
+from service.errors import ConfigurationError, DatabaseError, UnknownStudy, UnreadableRow
 from service.settings import Settings
 from service.storage.storage import StudyStorage
 from service.studies import provenance
 from service.studies.provenance import Provenance
 from service.studies.source import Source
-from service.studies.spec import Budget, Spec
+from service.studies.spec import Budget, Spec, read_spec
 from service.studies.study import Study
 
 FIND = text(
     """-- A study by its name.
     SELECT o.study_id, s.uid, s.spec
       FROM public.studies o JOIN service.studies s USING (study_id) WHERE o.study_name = :name"""
+)
+ALL = text(
+    """-- All studies of the service, the newest last.
+    SELECT o.study_name, o.study_id, s.uid, s.spec
+      FROM public.studies o JOIN service.studies s USING (study_id) ORDER BY study_id"""
 )
 NAMES = text(
     """-- All studies of the service, the newest last.
@@ -106,14 +111,21 @@ class Hall:
             return list(connection.execute(NAMES).scalars())
 
     def studies(self) -> list[Study]:
-        """Every study; the repr of each is one line of progress."""
-        return [self.study(name) for name in self.names()]
+        """Every study, the newest last; the repr of each is one line of progress.
+
+        One of which a row cannot be read is among them, and its repr says why. Whatever needs
+        that row raises UnreadableRow.
+        """
+        with self.engine.connect() as connection:
+            rows = connection.execute(ALL).all()
+        return [self._study(*row) for row in rows]
 
     def study(self, name: str) -> Study:
         """The study of that name.
 
         Raises:
             UnknownStudy: There is none; the message lists the studies of the database.
+            UnreadableRow: Its spec is none that this version can read.
         """
         if "\0" in name or (not name.isascii() and name.encode(errors="ignore").decode() != name):
             raise UnknownStudy(f"there is no study {name!r}")  # PostgreSQL holds no such text
@@ -121,8 +133,17 @@ class Hall:
             row = connection.execute(FIND, {"name": name}).one_or_none()
         if row is None:
             raise UnknownStudy(self._unknown(name))
-        spec = Spec.from_json(row.spec)
-        return Study(self.engine, self.settings, row.study_id, name, row.uid, spec)
+        study = self._study(name, row.study_id, row.uid, row.spec)
+        try:
+            _ = study.spec
+        except UnreadableRow as error:
+            raise UnreadableRow(
+                f"study {name!r} cannot be read: {error}; {cure_of_unreadable(name)}"
+            ) from None
+        return study
+
+    def _study(self, name: str, study_id: int, uid: str, stored: Any) -> Study:
+        return Study(self.engine, self.settings, study_id, name, uid, read_spec(stored))
 
     def create(self, name: str, spec: Spec, budget: Budget, command: str | None = None) -> Study:
         """Create a study, or return the one that another process has just created.
@@ -221,6 +242,12 @@ def refuse_other_directions(name: str, directions: Sequence[StudyDirection], wan
             f"the study {name!r} was made by plain Optuna with the direction {found[0]}, and this "
             f"objective's is {wanted}: {cure}"
         )
+
+
+def cure_of_unreadable(name: str) -> str:
+    """What to do about a study of which a row cannot be read."""
+    delete = f"optuna delete-study --study-name {shlex.quote(name)}"
+    return f"use the version that wrote it, correct the row, or delete the study: {delete}"
 
 
 def check_name(name: str) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from service.errors import UnreadableRow, counted
 from service.studies.progress_reader import Snapshot
+from service.text import visible
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,48 @@ class Progress:
         line = (
             f"{self.study}: {self.state}, {self.count_line} "
             f"({self.complete} complete, {self.pruned} pruned, {self.failed} failed, "
-            f"{self.running} running, {self.interrupted} interrupted), {self.workers} workers"
+            f"{self.running} running, {self.interrupted} interrupted), "
+            f"{counted(self.workers, 'worker')}"
         )
-        if self.best is None:
-            return line
-        return f"{line}, best {self.best.value:.6g}{mark(self.synthetic, self.best.drift)}"
+        if self.best is not None:
+            line = f"{line}, best {self.best.value:.6g}{mark(self.synthetic, self.best.drift)}"
+        return visible(line)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A study of which a row cannot be read.
+
+    Attributes:
+        study: The study's name.
+        problem: What cannot be read, and why.
+    """
+
+    study: str
+    problem: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``studyhall status --json`` prints."""
+        return {"study": self.study, "state": "unreadable", "problem": self.problem}
+
+    def __str__(self) -> str:
+        return visible(f"{self.study}: unreadable, {self.problem}")
+
+
+def read_data(stored: Any) -> dict[str, Any] | None:
+    """What identifies a study's data, as its row has it; None until a worker has read them.
+
+    Raises:
+        UnreadableRow: It is something else.
+    """
+    if stored is None:
+        return None
+    texts = ("name", "source", "fingerprint")
+    if not isinstance(stored, dict) or not all(isinstance(stored.get(key), str) for key in texts):
+        raise UnreadableRow(
+            f"its data are {stored!s:.60}, not an object with the texts {', '.join(texts)}"
+        )
+    return stored
 
 
 def is_synthetic(data: Mapping[str, Any] | None) -> bool:
@@ -131,19 +170,23 @@ class Best:
         return dict(self.__dict__)
 
 
-def progress(name: str, snapshot: Snapshot, best: Best | None) -> Progress:
+def progress(name: str, objective: str, snapshot: Snapshot, best: Best | None) -> Progress:
     """The progress of a study.
 
     Args:
         name: The study's name.
+        objective: The objective of its spec.
         snapshot: What the database says.
         best: The best trial, which the caller has looked up.
+
+    Raises:
+        UnreadableRow: What is stored of its data is nothing that identifies data.
     """
     row, counts = snapshot.row, snapshot.counts
     running = max(0, row.unfinished - row.interrupted)
     return Progress(
         study=name,
-        objective=row.spec["objective"],
+        objective=objective,
         state=_state(row, counts.finished),
         n_trials=row.n_trials,
         complete=counts.complete,
@@ -155,7 +198,7 @@ def progress(name: str, snapshot: Snapshot, best: Best | None) -> Progress:
         workers=row.workers,
         best=best,
         eta_seconds=_eta(snapshot, running),
-        data=row.data,
+        data=read_data(row.data),
         remaining=_remaining(row),
         stop_reason=row.stop_reason,
         late=is_late(row),

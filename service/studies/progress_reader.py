@@ -30,7 +30,9 @@ PROGRESS = """-- Counts of new trials; the study's budget, leases and workers.
                count(*) FILTER (WHERE state = 'RUNNING') AS unfinished,
                count(*) FILTER (WHERE state = 'WAITING') AS waiting,
                coalesce(sum(extract(epoch FROM datetime_complete - datetime_start))
-                          FILTER (WHERE state IN ('COMPLETE', 'PRUNED')), 0) AS seconds,
+                          FILTER (WHERE state IN ('COMPLETE', 'PRUNED')
+                                  AND isfinite(datetime_start)
+                                  AND isfinite(datetime_complete)), 0) AS seconds,
                max(trial_id) AS last_id,
                array_agg(trial_id) FILTER (WHERE state IN ('RUNNING', 'WAITING')) AS unfinished_ids
           FROM read),
@@ -48,9 +50,10 @@ PROGRESS = """-- Counts of new trials; the study's budget, leases and workers.
         SELECT count(*) AS workers FROM service.workers
          WHERE study_id = :study_id
            AND seen_at > clock_timestamp() - :silence * interval '1 second')
-    SELECT s.spec, s.data, s.drift, s.n_trials, s.n_claimed, s.stop_reason, s.exhausted,
+    SELECT s.data, s.drift, s.n_trials, s.n_claimed, s.stop_reason, s.exhausted,
            s.timeout_seconds,
-           extract(epoch FROM s.deadline - clock_timestamp()) AS seconds_left,
+           extract(epoch FROM CASE WHEN isfinite(s.deadline) THEN s.deadline - clock_timestamp()
+                                   WHEN s.deadline < now() THEN interval '0' END) AS seconds_left,
            counts.*, last.trials, leased.*, present.workers,
            best.trial_id AS best_id, best.number AS best_number, best.value AS best_value
       FROM counts, last, leased, present,
@@ -82,7 +85,7 @@ def _best(trials: str, of_study: str, maximize: bool) -> str:
 
     def kind(place: int, name: str, value: str) -> str:
         finite = value == "v.value"
-        only = f"v.value_type = '{name}'" + ("" if finite else " AND v.value IS NULL")
+        only = f"v.value_type = '{name}' AND v.value IS {'NOT ' if finite else ''}NULL"
         return BEST_OF_KIND.format(
             trials=trials,
             of_study=of_study,

@@ -122,9 +122,16 @@ def cure(reference: str) -> str:
     if lies_in(module, "."):
         return "--path ."
     top, _, _ = module.partition(".")
-    if top.isidentifier() and importlib.util.find_spec(top) is not None:
+    if top.isidentifier() and _is_importable(top):
         return f"--allow {module}"
     return "--path FOLDER"
+
+
+def _is_importable(top: str) -> bool:
+    try:
+        return importlib.util.find_spec(top) is not None
+    except ValueError:  # a module such as __main__ that was not imported by name
+        return False
 
 
 def prepare_path(*folders: str | None) -> None:

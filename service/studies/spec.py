@@ -5,6 +5,9 @@ Both are saved with the study when it is created; later commands need only its n
 
 from __future__ import annotations
 
+import functools
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from service.errors import ConfigurationError, NotAllowed, SpecMismatch
+from service.errors import ConfigurationError, NotAllowed, SpecMismatch, UnreadableRow
 from service.sampling import factory
 from service.studies import registry, source
 from service.studies.permission import Permission
@@ -75,8 +78,10 @@ class Spec:
             )
         if self.seed < 0:
             raise ConfigurationError(f"the seed must not be negative, as {self.seed} is")
-        if self.max_attempts < 1:
-            raise ConfigurationError(f"max attempts must be at least 1, not {self.max_attempts}")
+        if not 1 <= self.max_attempts <= MAX_TRIALS:
+            raise ConfigurationError(
+                f"max attempts must be from 1 to {MAX_TRIALS}, not {self.max_attempts}"
+            )
         if self.keep < 0:
             raise ConfigurationError(f"keep must not be negative, as {self.keep} is")
         if not 0 <= self.pruner_audit <= 1:
@@ -94,9 +99,25 @@ class Spec:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Spec:
-        """The spec from a stored object; keys of a newer version are ignored."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in stored.items() if key in known})
+        """The spec from a stored object; keys of a newer version are ignored.
+
+        Raises:
+            UnreadableRow: A value is missing, or not of its type.
+        """
+        if not isinstance(stored, Mapping):
+            raise UnreadableRow(f"its spec is {stored!s:.60}, not an object")
+        known = {key: value for key, value in stored.items() if key in _types()}
+        for key, value in known.items():
+            if not _fits(value, _types()[key]):
+                raise UnreadableRow(f"in its spec, {key} cannot be {str(value)!r:.60}")
+        if "objective" not in known:
+            raise UnreadableRow("its spec names no objective")
+        if known.get("direction", "minimize") not in ("minimize", "maximize"):
+            raise UnreadableRow(f"in its spec, direction cannot be {known['direction']!r:.60}")
+        try:
+            return cls(**known)
+        except ConfigurationError as error:
+            raise UnreadableRow(f"in its spec, {error}") from error
 
     def check(self) -> None:
         """Refuse a sampler or pruner that cannot be made, before the study is created.
@@ -190,6 +211,32 @@ class Spec:
     def make_pruner(self) -> BasePruner:
         """The study's pruner."""
         return factory.make_pruner(self.pruner, self.pruner_arguments)
+
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    hints = typing.get_type_hints(Spec)
+    return {each.name: hints[each.name] for each in fields(Spec)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of a field's type."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, each) for each in typing.get_args(hint))
+    if hint is Any:
+        return True
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, origin or hint)
+
+
+def read_spec(stored: Any) -> Spec | UnreadableRow:
+    """A stored spec, or why it cannot be read."""
+    try:
+        return Spec.from_json(stored)
+    except UnreadableRow as error:
+        return error
 
 
 @dataclass(frozen=True)

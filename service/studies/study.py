@@ -12,12 +12,13 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DataError
 
-from service.errors import ConfigurationError
+from service import database
+from service.errors import ConfigurationError, UnreadableRow
 from service.sampling import factory
 from service.settings import Settings
 from service.storage.constraints import is_infeasible
-from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
 from service.studies import (
     confirmation,
@@ -32,10 +33,10 @@ from service.studies import (
 )
 from service.studies.confirmation import Confirmation
 from service.studies.costs import Costs
-from service.studies.feasible import FeasibleTrials
+from service.studies.feasible import FeasibleTrial, FeasibleTrials
 from service.studies.linked import CONFIRM, REFIT, REPRODUCE
 from service.studies.permission import Permission
-from service.studies.progress import Best, Progress
+from service.studies.progress import Best, Progress, Unreadable, read_data
 from service.studies.progress_reader import ProgressReader, best_of_study
 from service.studies.records import (
     Attempt,
@@ -48,7 +49,7 @@ from service.studies.records import (
 from service.studies.reproduction import Reproduction
 from service.studies.retraining import Retraining
 from service.studies.source import Source
-from service.studies.spec import Budget, Spec, refuse_contradictions
+from service.studies.spec import Budget, Spec, read_spec, refuse_contradictions
 from service.studies.winner import Opening
 
 if TYPE_CHECKING:
@@ -107,26 +108,51 @@ class Study:
         study_id: Optuna's id of the study.
         name: Its name.
         uid: The name of its folder in the artifact store.
-        spec: What it is made of.
+        spec: What it is made of; an UnreadableRow, which each use of `spec` raises, if the
+            stored one cannot be read.
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, study_id: int, name: str, uid: str, spec: Spec
+        self,
+        engine: Engine,
+        settings: Settings,
+        study_id: int,
+        name: str,
+        uid: str,
+        spec: Spec | UnreadableRow,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self.study_id = study_id
         self.name = name
         self.uid = uid
-        self.spec = spec
-        self._reader = ProgressReader(study_id, name, maximize=spec.direction == "maximize")
+        self._spec = spec
         self._last_top: tuple[int, str] | None = None
         self._is_top_infeasible = False
         self._last_best: Best | None = None
         self._data: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        return f"<Study {self.progress()}>"
+        try:
+            return f"<Study {self.progress()}>"
+        except UnreadableRow as error:
+            return f"<Study {Unreadable(self.name, str(error))}>"
+
+    @property
+    def spec(self) -> Spec:
+        """What the study is made of.
+
+        Raises:
+            UnreadableRow: What is stored is no spec that this version can read.
+        """
+        if isinstance(self._spec, UnreadableRow):
+            raise UnreadableRow(str(self._spec))
+        return self._spec
+
+    @functools.cached_property
+    def _reader(self) -> ProgressReader:
+        maximize = self.spec.direction == "maximize"
+        return ProgressReader(self.study_id, self.name, maximize=maximize)
 
     @property
     def engine(self) -> Engine:
@@ -157,13 +183,23 @@ class Study:
         return self._storage.get_trial(trial_id)
 
     def progress(self) -> Progress:
-        """Counts, best trial, ETA and workers, whatever the study's size."""
+        """Counts, best trial, ETA and workers, whatever the study's size.
+
+        Raises:
+            UnknownStudy: The study has been deleted.
+            UnreadableRow: A row that this needs cannot be read.
+        """
         silence = max(self._settings.lease_seconds, 5.0)
-        with self._engine.connect() as connection:
-            snapshot = self._reader.read(connection, silence)
+        reader, objective = self._reader, self.spec.objective
+        try:
+            with self._engine.connect() as connection:
+                snapshot = reader.read(connection, silence)
+        except DataError as error:
+            why = database.failure(self._engine.url, error)
+            raise UnreadableRow(f"its rows cannot be counted: {why}") from error
         top = snapshot.counts.best
         best = None if top is None else self._best(top[0], top[2])
-        return progress.progress(self.name, snapshot, best)
+        return progress.progress(self.name, objective, snapshot, best)
 
     @property
     def best(self) -> Best | None:
@@ -176,8 +212,7 @@ class Study:
     def _best(self, trial_id: int, value: float) -> Best | None:
         """The best trial, given the one that has the best value.
 
-        If that one is infeasible, the best feasible one is searched among the digests of all
-        trials, which this process reads once.
+        If that one is infeasible, the best feasible one is searched in the order of values.
         """
         top = trial_id, repr(value)
         if self._last_top != top:
@@ -191,13 +226,17 @@ class Study:
                 self._last_best = None
             elif self._last_best is None or self._last_best.number != feasible.number:
                 trial = self._storage.get_trial(feasible.trial_id)
-                self._last_best = self._make_best(trial, feasible.values[0])
+                self._last_best = self._make_best(trial, feasible.value)
         return self._last_best
 
-    def _find_feasible(self) -> Digest | None:
+    @functools.cached_property
+    def _feasible(self) -> FeasibleTrials:
+        return FeasibleTrials(self.study_id, self._reader.maximize)
+
+    def _find_feasible(self) -> FeasibleTrial | None:
         """The best feasible trial."""
-        digests = self._storage.digest_cache(self.study_id)
-        return digests.derived(FeasibleTrials, FeasibleTrials.update).best
+        with self._engine.connect() as connection:
+            return self._feasible.find(connection)
 
     def _make_best(self, trial: FrozenTrial, value: float) -> Best:
         seed = linked.seed_of(self.spec.seed, trial)
@@ -216,7 +255,7 @@ class Study:
         if self._data is None:
             with self._engine.connect() as connection:
                 values = {"study_id": self.study_id}
-                self._data = connection.execute(DATA, values).scalar_one_or_none()
+                self._data = read_data(connection.execute(DATA, values).scalar_one_or_none())
         return self._data
 
     @property
@@ -408,7 +447,7 @@ class Study:
             return None
         values = {"study_id": self.study_id, "data": json.dumps(here)}
         with self._engine.begin() as connection:
-            there = connection.execute(SET_DATA, values).scalar_one()
+            there = read_data(connection.execute(SET_DATA, values).scalar_one()) or here
         return drift.of_data(self.name, here, there, allowed=allow_drift)
 
     def read_source(self, permission: Permission | None = None) -> Source | None:
@@ -485,11 +524,20 @@ class Study:
                 row.study_id,
                 row.study_name,
                 row.uid,
-                Spec.from_json(row.spec),
+                read_spec(row.spec),
             )
             for row in found
         ]
-        return [s for s in studies if purpose is None or s.spec.is_linked_for(purpose)]
+        return [study for study in studies if purpose is None or study.is_linked_for(purpose)]
+
+    @property
+    def linked_to(self) -> dict[str, Any] | None:
+        """To which study this one is linked, and for what; None if to none, or unreadable."""
+        return self._spec.linked if isinstance(self._spec, Spec) else None
+
+    def is_linked_for(self, purpose: str) -> bool:
+        """Whether the study is linked to another one for this purpose; no, if it is unreadable."""
+        return isinstance(self._spec, Spec) and self._spec.is_linked_for(purpose)
 
     def confirm(self, top: int = 3, seeds: int = 5, *, resplit: bool = False) -> Study:
         """Create or extend the study that trains the best trials again on fresh seeds.

@@ -60,7 +60,9 @@ class Searched(Protocol):
 
     name: str
     study_id: int
-    spec: Spec
+
+    @property
+    def spec(self) -> Spec: ...
 
     @property
     def engine(self) -> Engine: ...

@@ -7,6 +7,7 @@ again if one of those trials is interrupted.
 
 from __future__ import annotations
 
+import functools
 import signal
 import socket
 import time
@@ -15,10 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
 from service.database.connection import SharedConnection
+from service.errors import counted
 from service.storage import leases
 from service.studies.hall import Hall
 from service.studies.permission import Permission
@@ -29,6 +32,7 @@ from service.workers.assignment import Assignment
 from service.workers.devices import Device
 from service.workers.limits import NO_LIMITS, RECYCLE, Limits, own_code
 from service.workers.outage import Outage
+from service.workers.outcome import Outcome
 from service.workers.signals import signal_handlers
 from service.workers.slot import Slot
 from service.workers.stop_requests import RESPONSE_SECONDS
@@ -108,6 +112,9 @@ class Pool:
         self._next_restart = 0.0
         self._signal: int | None = None
         self._code = 0
+        self._began: float | None = None
+        self._failed = 0
+        self._reported: set[int] = set()
 
     def run(self) -> int:
         """Work until the study has nothing left; return the exit code."""
@@ -117,6 +124,8 @@ class Pool:
                     self._start(slot)
                 while self._tick():
                     time.sleep(TICK_SECONDS)
+                # What failed after the last look at the study.
+                self._unless_away(functools.partial(self._report_failures, self._failed))
             finally:
                 self._end_all()
         return 130 if self._signal == signal.SIGINT else self._code
@@ -128,6 +137,8 @@ class Pool:
             return self._signal is None
         self._show_progress(progress)
         self._unless_away(self._kill_overdue)
+        if progress.failed > self._failed or self._began is None:
+            self._unless_away(functools.partial(self._report_failures, progress.failed))
         for slot in self._slots:
             self._reap(slot, progress)
         if self._signal is not None or self._code:
@@ -174,8 +185,30 @@ class Pool:
         patience = 2 * RESPONSE_SECONDS + self._hall.settings.lease_seconds / 3
         for worker in leases.overdue(self._hall.engine, [*slots], limit, patience):
             self._print_line(f"{worker} ignores that its trial's time is over; killing it")
-            leases.fail(self._hall.engine, worker, "timeout", "it did not end in its time")
+            detail = "it did not end in its time"
+            number = leases.fail(self._hall.engine, worker, "timeout", detail)
+            if number is not None:
+                self._print_failure(number, "timeout", detail)
             slots[worker].send_signal(signal.SIGKILL)
+
+    def _report_failures(self, failed: int) -> None:
+        """Print a line for each trial that has failed without a worker since the pool began.
+
+        Args:
+            failed: How many trials of the study have failed.
+        """
+        engine = self._hall.engine
+        if self._began is None:
+            self._began = leases.database_time(engine)
+        for number, cause, detail in leases.unreported(engine, self._study.study_id, self._began):
+            if number not in self._reported:
+                self._print_failure(number, cause, detail or "the study's time is over")
+        self._failed = failed
+
+    def _print_failure(self, number: int, cause: str, detail: str) -> None:
+        self._reported.add(number)
+        outcome = Outcome(TrialState.FAIL, cause=cause, detail=detail)
+        self._print_line(f"trial {number}: {outcome.describe(None, None)}")
 
     def _reap(self, slot: Slot, progress: Progress) -> None:
         """Handle the end of a worker: start another one, or keep its exit code."""
@@ -211,7 +244,8 @@ class Pool:
         more = [Slot(device, self._print_line) for device in self._gpu_capacity.more_devices()]
         self._gpu_capacity = None
         self._slots += more
-        self._print_line(f"{len(self._slots)} workers fit on the devices here")
+        fit = "fits" if len(self._slots) == 1 else "fit"
+        self._print_line(f"{counted(len(self._slots), 'worker')} {fit} on the devices here")
         for slot in more:
             self._start(slot)
 
@@ -251,8 +285,8 @@ class Pool:
         living = [slot for slot in self._slots if slot.alive]
         if living and self._signal is not None:
             self._print_line(
-                f"stopping: {len(living)} workers save their trials, for {GRACE_SECONDS:.0f} s at "
-                "most; a second Ctrl-C ends them at once"
+                f"stopping: up to {GRACE_SECONDS:.0f} s for {counted(len(living), 'worker')} to "
+                "save what runs; a second Ctrl-C ends them at once"
             )
         for slot in living:
             slot.send_signal(signal.SIGTERM)

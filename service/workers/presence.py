@@ -25,6 +25,14 @@ SELECT coalesce(json_agg(json_build_array(worker, host, pid, device) ORDER BY wo
   FROM service.workers WHERE seen_at > clock_timestamp() - %(seconds)s * interval '1 second'"""
 
 
+STUDIES = """-- Studies with the number of their workers that were seen lately.
+SELECT coalesce(json_agg(json_build_array(study_name, workers) ORDER BY study_name), '[]')::text
+  FROM (SELECT study_name, count(*) AS workers
+          FROM service.workers JOIN studies USING (study_id)
+         WHERE seen_at > clock_timestamp() - %(seconds)s * interval '1 second'
+         GROUP BY study_name) found"""
+
+
 @dataclass(frozen=True)
 class WorkerProcess:
     """One worker process: its name, where it runs, and the SHA-256 of its provenance."""
@@ -60,3 +68,8 @@ def alive(engine: Engine, seconds: float) -> list[WorkerProcess]:
     """The workers of all studies that have been seen within so many seconds."""
     rows = SharedConnection.of(engine).query_json(ALIVE, {"seconds": seconds})
     return [WorkerProcess(*row) for row in rows]
+
+
+def studies_with_workers(engine: Engine, seconds: float) -> dict[str, int]:
+    """The names of the studies whose workers have been seen within so many seconds; how many."""
+    return dict(SharedConnection.of(engine).query_json(STUDIES, {"seconds": seconds}))

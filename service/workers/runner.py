@@ -16,7 +16,13 @@ from service import database
 from service.artifacts.checkpoints import TrialCheckpoints
 from service.artifacts.store import Store
 from service.database.connection import is_refused_value
-from service.errors import ConfigurationError, DatabaseError, StaleLease, headline
+from service.errors import (
+    ConfigurationError,
+    DatabaseError,
+    StaleLease,
+    UnreadableRow,
+    headline,
+)
 from service.sampling import factory
 from service.storage import leases
 from service.storage.leases import Lease
@@ -83,6 +89,7 @@ class TrialRunner:
             StaleLease: Another worker has the trial now.
             DatabaseError: The database has been out of reach for too long.
             ConfigurationError: The objective reports a wrong configuration.
+            UnreadableRow: A row of another trial cannot be read; this trial is given back.
         """
         files = TrialCheckpoints(self._store, self._study.checkpoints(lease.number), lease.token)
         model = TrialModel(self._study, self._engine, self._storage, self._store, lease)
@@ -97,6 +104,10 @@ class TrialRunner:
             model.remove_others()
         except TrialInterrupted:
             self._release(lease, files, "preempted", None)
+        except UnreadableRow:
+            if self._storage.holds(lease.trial_id):
+                self._release(lease, files, "preempted", None)
+            raise
         finally:
             if self._turn is not None:
                 self._turn.end()
@@ -154,7 +165,7 @@ class TrialRunner:
             with self._stop_requests.objective_running(self._study.spec.trial_timeout):
                 value = self._objective(trial)
             trial.refuse_unused_parameters()
-        except (StaleLease, TrialInterrupted, DatabaseError):
+        except (StaleLease, TrialInterrupted, DatabaseError, UnreadableRow):
             raise
         except (SQLAlchemyError, StorageInternalError) as error:
             if not is_refused_value(error):
@@ -199,7 +210,7 @@ class TrialRunner:
                 trial.study.tell(trial, outcome.value, outcome.state)
             return outcome
         except Exception as error:
-            if isinstance(error, KeyError) or not is_refused_value(error):
+            if isinstance(error, KeyError | UnreadableRow) or not is_refused_value(error):
                 raise
             if not self._storage.holds(trial._trial_id):
                 log.warning("trial %d: its sampler failed after its end: %s", trial.number, error)

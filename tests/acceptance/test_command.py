@@ -118,6 +118,7 @@ def test_database_commands(shell: Shell) -> None:
         ("run stubs:quick --set a=1", 2, "takes no settings"),
         ("run stubs:with_data --set b=1", 2, "unknown setting 'b'; allowed: bound"),
         ("run stubs:with_data --set b", 2, "KEY=VALUE"),
+        ("run stubs:quick --data synthetic", 2, "no data set that could be generated: leave out"),
         ("run stubs:quick --sampler tpee", 2, "known: tpe, random, grid"),
         ("run stubs:quick --sampler tpe --sampler-arg n=1", 2, "has no argument 'n'"),
         ("run stubs:quick --sampler grid", 2, "needs a grid"),

@@ -127,6 +127,7 @@ def test_a_worker_that_blocks_signals_is_killed_when_its_trial_is_overdue(
     words = ["--study", "u", "--trials", "3", "--trial-timeout", "1s", "--workers", "1"]
     output = shell("run", "stubs:blocks_signals", *words).stdout
     assert "ignores that its trial's time is over" in output
+    assert output.count("trial 0: failed (timeout): it did not end in its time") == 1
     finished = rows(shell, "u")
     assert [(row["state"], row["cause"]) for row in finished] == [
         ("fail", "timeout"),

@@ -1,8 +1,8 @@
 """The same operations on stock RDBStorage and on StudyStorage: the same answers and tables.
 
 The reference is stock Optuna on a database of its own. On ours, three storages take turns, as
-three processes would: two of ours, with caches of their own, and stock Optuna. `make fuzz` plays
-many more histories.
+three processes would: two of ours, with caches of their own, and stock Optuna. Ours also claim
+trials (`leased.LeasedTrials`). `make fuzz` plays many more histories.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import sqlalchemy
 from databases import temporary_database
 from digest_comparison import digest_fields, expected_digest
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
+from leased import LeasedTrials
 from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -99,7 +100,7 @@ def outcome(operation: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
         return None, type(error)
 
 
-class Differential(RuleBasedStateMachine):
+class Differential(LeasedTrials):
     """Plays operations on both sides; every rule compares the outcomes."""
 
     stock_engine: ClassVar[Engine]
@@ -113,7 +114,8 @@ class Differential(RuleBasedStateMachine):
             with engine.begin() as connection:
                 connection.execute(sqlalchemy.text("TRUNCATE studies, trials CASCADE"))
                 if engine is self.our_engine:
-                    connection.execute(sqlalchemy.text("TRUNCATE service.digests"))
+                    ours = "service.digests, service.studies, service.leases, service.attempts"
+                    connection.execute(sqlalchemy.text(f"TRUNCATE {ours}"))
         self.stock, beside = self.stocks
         self.ours = [StudyStorage(self.our_engine), StudyStorage(self.our_engine)]
         self.all = [*self.ours, beside]
@@ -126,6 +128,7 @@ class Differential(RuleBasedStateMachine):
     ) -> tuple[Any, Any, Any]:
         """Do it on both sides and compare; returns both answers and the error."""
         type(self).operations += 1
+        self.flush(but=ids)
         before, after = ([ids[0]], [ids[1]]) if ids else ([], [])
         expected, error = outcome(getattr(self.stock, method), *before, *arguments)
         found, our_error = outcome(getattr(self.all[by], method), *after, *arguments)
@@ -167,6 +170,7 @@ class Differential(RuleBasedStateMachine):
     def delete_study(self, by: int, study: int, chance: int) -> None:
         ids = self.study(study)
         if chance == 0:
+            self.forget_study(ids)
             self.both(by, "delete_study", ids)
             # A process answers from memory until it next reads the trials (docs/storage.md).
             for storage in self.ours:
@@ -277,6 +281,7 @@ class Differential(RuleBasedStateMachine):
 
     @rule(by=st.integers(0, 1))
     def digests(self, by: int) -> None:
+        self.flush()
         for ids in self.studies:
             trials, error = outcome(self.stock.get_all_trials, ids[0])
             if error is not None:
@@ -291,6 +296,7 @@ class Differential(RuleBasedStateMachine):
             assert described(found) == described(expected)
 
     def teardown(self) -> None:
+        self.flush()
         assert contents(self.our_engine) == contents(self.stock_engine)
         for storage in (*self.all, StudyStorage(self.our_engine)):
             for ids in self.studies:

@@ -8,7 +8,6 @@ from typing import Any
 
 import optuna
 import pytest
-import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.study._constrained_optimization import _get_constraints_from_system_attrs
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -16,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from service import Budget, Hall, Spec, Study, database
 from service.storage.constraints import constraints, is_feasible, is_infeasible
 from service.storage.storage import StudyStorage
+from service.studies import feasible
 
 ATTRIBUTES: list[dict[str, Any]] = [
     {},
@@ -146,24 +146,57 @@ def test_constraints_that_are_no_numbers_do_not_hold() -> None:
     assert is_feasible({"constraints": "a text is no list"})
 
 
-def test_each_finished_trial_is_read_once(hall: Hall) -> None:
+@pytest.fixture
+def examined(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The constraints of every trial that a search looks at."""
+    found: list[Any] = []
+
+    def noting(attrs: Any) -> bool:
+        found.append(attrs)
+        return is_feasible(attrs)
+
+    monkeypatch.setattr(feasible, "is_feasible", noting)
+    return found
+
+
+def test_each_finished_trial_is_read_once(hall: Hall, examined: list[Any]) -> None:
     study = hall.create("b", Spec("stubs:quick"), Budget(10))
     storage = StudyStorage(hall.engine)
     trials = [create_trial(value=-1.0, constraints={"c": 1.0})]
     trials += [create_trial(value=float(n), constraints={"c": 0.0}) for n in range(50)]
     storage.add_trials(study.study_id, trials)
-    assert number(study.progress().best) == 1
-    sent: list[str] = []
-
-    def listen(*arguments: Any) -> None:
-        sent.append(arguments[2])
-
-    sqlalchemy.event.listen(hall.engine, "before_cursor_execute", listen)
+    running = study.optuna.ask()
+    assert number(study.progress().best) == 1 and len(examined) == 4
+    examined.clear()
     study.progress()
-    assert len(sent) == 2  # the counts, and the news of the digests
-    assert study._storage.digest_cache(study.study_id, read=False).position.unfinished == set()
+    assert examined == []
+    study.optuna.tell(running, -0.25)
     storage.add_trials(study.study_id, [create_trial(value=-0.5, constraints={"c": 0.0})])
-    assert number(study.progress().best) == 51
+    assert number(study.progress().best) == 52 and len(examined) == 2
+
+
+def test_the_best_feasible_trial_of_many_is_found_without_reading_them_all(
+    hall: Hall, examined: list[Any]
+) -> None:
+    study = hall.create("b", Spec("stubs:quick", direction="maximize"), Budget(10))
+    with hall.engine.begin() as connection:
+        connection.exec_driver_sql(MANY, {"study": study.study_id})
+    best = study.best
+    assert best is not None and (best.number, best.value) == (4_989, 4_989.0)
+    assert len(examined) == 12  # the first of all, the ten best, and the one after them
+    assert not study._storage._caches
+
+
+MANY = """-- 5,000 complete trials; the ten best ones are infeasible.
+WITH new AS (
+  INSERT INTO public.trials (number, study_id, state, datetime_start, datetime_complete)
+  SELECT n, %(study)s, 'COMPLETE', now(), now() FROM generate_series(0, 4999) n
+  RETURNING trial_id, number),
+valued AS (
+  INSERT INTO public.trial_values (trial_id, objective, value, value_type)
+  SELECT trial_id, 0, number, 'FINITE' FROM new)
+INSERT INTO public.trial_system_attributes (trial_id, key, value_json)
+SELECT trial_id, 'constraints', CASE WHEN number < 4990 THEN '[0.0]' ELSE '[1.0]' END FROM new"""
 
 
 def test_a_study_without_constraints_reads_no_digests(hall: Hall) -> None:

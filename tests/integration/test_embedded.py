@@ -19,9 +19,13 @@ import pytest
 import sqlalchemy
 from databases import temporary_folder
 
-from service import database
+from service import Budget, Hall, Settings, Spec, database
+from service.cli.db import stop
+from service.cli.options import Context
 from service.database import cluster, embedded, postgres, postmaster
-from service.errors import DatabaseError
+from service.errors import ConfigurationError, DatabaseError
+from service.workers import presence
+from service.workers.presence import WorkerProcess
 
 START_PROGRAM = """
 import sys, pathlib
@@ -341,3 +345,23 @@ def test_find_takes_less_than_50_ms(home: Path) -> None:
     for _ in range(20):
         assert embedded.find(home)
     assert (time.perf_counter() - began) / 20 < 0.05
+
+
+def test_a_server_that_workers_use_is_not_stopped(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hall = Hall(Settings(home=home))
+    study = hall.create("it's used", Spec("mnist-mlp"), Budget(3))
+    for worker in ("w1", "w2"):
+        presence.join(hall.engine, study.study_id, WorkerProcess(worker, "here", 7, "cpu"))
+    context = Context(hall.settings)
+    with pytest.raises(ConfigurationError) as error:
+        stop.main([], obj=context, standalone_mode=False)
+    line = str(error.value)
+    assert "2 workers use this server, for it's used: let them end first" in line
+    assert """(studyhall stop 'it'"'"'s used'), or add --yes""" in line
+    assert embedded.find(home) is not None
+    presence.leave(hall.engine, "w1")
+    presence.leave(hall.engine, "w2")
+    stop.main([], obj=context, standalone_mode=False)
+    assert embedded.find(home) is None and "stopped" in capsys.readouterr().out

@@ -122,6 +122,29 @@ def test_a_deletion_that_a_network_delivers_late_deletes_no_new_reports(
     assert reports == {0: 1.0, 1: 1.0, 2: 1.0, 3: 2.0}
 
 
+def test_an_end_of_leases_that_a_network_delivers_late_ends_no_new_lease(
+    hall: Hall, study: Study
+) -> None:
+    """The first sending was cut off; the second one is answered; then the first one arrives."""
+    assert claim(study, hall, "w1") is not None
+    sent: list[tuple[str, dict[str, object]]] = []
+
+    def note(_connection: object, _cursor: object, text: str, values: object, *_: object) -> None:
+        sent.append((text, values))  # type: ignore[arg-type]
+
+    sqlalchemy.event.listen(hall.engine, "before_cursor_execute", note)
+    assert leases.expire_held_by(hall.engine, "w1")
+    sqlalchemy.event.remove(hall.engine, "before_cursor_execute", note)
+    again = claim(study, hall, "w1")
+    assert again is not None and again.number == 0
+    for text, values in sent:
+        with hall.engine.begin() as connection:
+            connection.exec_driver_sql(text, values)
+    leases.renew(hall.engine, again, LONG)
+    assert study.progress().interrupted == 0
+    assert not leases.expire_held_by(hall.engine, "w2")
+
+
 def test_failing_a_worker_leaves_no_trial_without_a_lease(hall: Hall, study: Study) -> None:
     """A network delivered a claim of the worker late: it has two leases, and knows one."""
     running, unknown = claim(study, hall, "w1"), claim(study, hall, "w1", OVER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,37 @@ def test_an_objective_that_ends_its_process_fails_and_the_pool_goes_on(
     states = [(row["state"], row["cause"]) for row in study.records()]
     assert states == [("fail", "lost"), ("complete", None), ("complete", None)]
     assert sum(f"died (exit code {code}); starting another one" in line for line in lines) == 2
+    assert lines.count("trial 0: failed (lost): 2 workers died of this trial") == 1
+
+
+def test_the_pool_says_which_trials_the_end_of_the_studys_time_has_failed(hall: Hall) -> None:
+    study = hall.create("s", Spec("stubs:quick"), Budget(None, timeout=1000))
+    lease = leases.claim(hall.engine, study.study_id, "gone", 0.0)
+    assert lease is not None
+    with hall.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE service.studies SET deadline = now()")
+    lines: list[str] = []
+    one = pool(hall, study, lines)
+    one._tick()
+    assert leases.claim(hall.engine, study.study_id, "w1", 60.0) is None
+    one._tick()
+    one._tick()
+    one._end_all()
+    assert lines.count("trial 0: failed (timeout): the study's time is over") == 1
+
+
+def test_one_worker_is_one_worker(hall: Hall, study: Study) -> None:
+    lines: list[str] = []
+    one = pool(hall, study, lines)
+    one._start(one._slots[0])
+    one._signal = signal.SIGTERM
+    one._end_all()
+    assert any("for 1 worker to save" in line for line in lines)
+    study = hall.create("s", Spec("stubs:quick", max_attempts=1), Budget(1))
+    lease = leases.claim(hall.engine, study.study_id, "gone", 0.0)
+    assert lease is not None and leases.claim(hall.engine, study.study_id, "w", 60.0) is None
+    assert study.records()[0]["detail"] == "1 worker died of this trial"
+    assert str(study.progress()).endswith("0 workers")
 
 
 @pytest.mark.parametrize("question", ["overdue", "count_workers_with_results"])

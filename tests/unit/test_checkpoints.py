@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -216,3 +219,83 @@ def test_only_our_own_account_can_read_a_checkpoint(tmp_path: Path) -> None:
     (file,) = (tmp_path / "store" / "study" / "3").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
+def named(epoch: int, token: int = 0) -> str:
+    return f"{token:012d}-{epoch:08d}.ckpt"
+
+
+def sparse(path: Path) -> None:
+    """A terabyte that takes no place, with the first line of a checkpoint of this size."""
+    fields = {"token": 0, "epoch": 1, "size": 2**40, "sha256": "0" * 64}
+    line = json.dumps(fields).encode() + b"\n"
+    path.write_bytes(line)
+    os.truncate(path, len(line) + 2**40)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("plant", "reason"),
+    [
+        (os.mkfifo, "it is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
+        (lambda path: path.symlink_to(named(0)), "it is no regular file"),
+        (Path.mkdir, "it is no regular file"),
+        (sparse, "are free in memory here"),
+        (lambda path: path.write_bytes(b"x" * 10_000), "first line cannot be read"),
+        (lambda path: path.write_bytes(b"[1]\nstate"), "first line cannot be read"),
+        (lambda path: path.write_bytes(b'{"token": 0, "epoch": 7, "size": 1}\nx'), "epoch"),
+    ],
+)
+def test_only_regular_files_of_the_right_size_are_read(
+    tmp_path: Path,
+    plant: Callable[[Path], None],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checkpoints = saved(Store(str(tmp_path)), b"first")
+    plant(tmp_path / "study" / "3" / named(1))
+    with caplog.at_level(logging.WARNING, "studyhall"):
+        found = checkpoints.load()
+    assert found is not None and (found.epoch, found.state) == (0, b"first")
+    (warning,) = caplog.messages
+    assert f"{named(1)} cannot be used: " in warning and reason in warning
+    checkpoints.save(2, b"next")
+    checkpoints.save(3, b"next")
+    checkpoints.close()
+    assert not (tmp_path / "study" / "3" / named(1)).exists(), "it is removed like an old one"
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_an_owner_file_that_is_no_file_does_not_hold_a_worker_up(
+    tmp_path: Path, plant: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = saved(Store(str(tmp_path)), b"first")
+    plant(tmp_path / "study" / "3" / f"{9:012d}.owner")
+    with caplog.at_level(logging.WARNING, "studyhall"):
+        assert checkpoints.load() is None
+    assert "it is no regular file" in caplog.text
+
+
+@pytest.mark.timeout(20)
+def test_a_named_pipe_in_the_place_of_a_new_file_does_not_hold_a_worker_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = saved(Store(str(tmp_path)), b"first")
+    thread = checkpoints._writer.submit(threading.get_ident).result()
+    os.mkfifo(tmp_path / "study" / "3" / f"{named(1)}.{os.getpid()}-{thread}.tmp")
+    with caplog.at_level(logging.WARNING, "studyhall"):
+        checkpoints.save(1, b"second")
+        checkpoints.close()
+    assert "the checkpoint cannot be written" in caplog.text
+
+
+def test_an_epoch_that_no_column_holds_is_refused(store: Store) -> None:
+    checkpoints = saved(store, b"first")
+    epoch = 2**31 - 1
+    fields = {"token": 0, "epoch": epoch, "size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    store.write(f"study/3/{named(epoch)}", json.dumps(fields).encode() + b"\nx")
+    found = checkpoints.load()
+    assert found is not None and found.epoch == 0

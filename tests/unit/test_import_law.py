@@ -17,7 +17,7 @@ TRAINING_LIBRARIES = {"tensorflow", "keras"}
 LAW = {
     "service": "__main__ > __init__ > cli > doctor > workers > studies > sampling > artifacts, "
     "storage > database > settings > optuna_private > errors, "
-    "interrupt",
+    "interrupt > text",
     "objectives": "__init__ > cifar10, mnist > architectures > objective > evaluation, training > "
     "data > settings, space > errors",
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -339,6 +341,27 @@ def test_the_checkpoint_of_another_model_is_ignored_with_a_warning(
 def test_bytes_that_are_no_state_are_refused(content: bytes) -> None:
     with pytest.raises(StateError, match="not the state of a training"):
         State.from_bytes(content)
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_no_state() -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("told.npy", bytes(2**26))
+    assert len(content.getvalue()) < 2**17
+    with pytest.raises(StateError, match=f"bytes unpack to {2**26}"):
+        State.from_bytes(content.getvalue())
+
+
+def test_an_array_whose_header_claims_terabytes_is_no_state() -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)}
+    )
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("told.npy", header.getvalue())
+    with pytest.raises(StateError, match="not the state of a training"):
+        State.from_bytes(content.getvalue())
 
 
 def test_a_state_survives_its_bytes() -> None:

@@ -283,6 +283,20 @@ def test_a_model_that_cannot_be_built_is_an_invalid_trial() -> None:
     assert error.value.cause == "invalid"
 
 
+@pytest.mark.parametrize(("built", "message"), [("a text", "a keras.Model"), ("", "a compiled")])
+def test_a_builder_that_returns_no_compiled_model_is_a_wrong_configuration(
+    built: str, message: str
+) -> None:
+    def builder(trial: optuna.Trial, data: Dataset) -> Any:
+        import keras
+
+        return built or keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+
+    with pytest.raises(BuildError, match=f"build must return {message}") as error:
+        objective(builder)(NotingTrial())
+    assert error.value.cause == "configuration"
+
+
 def test_a_device_out_of_memory_is_a_memory_error() -> None:
     def too_large(trial: optuna.Trial, data: Dataset) -> Any:
         import tensorflow as tf

@@ -49,7 +49,9 @@ BEGIN
     -- Too many workers died of this trial: it fails.
     DELETE FROM service.leases WHERE trial_id = lease.trial_id;
     PERFORM service.end_trial(lease.trial_id, 'FAIL', NULL, NULL);
-    UPDATE service.attempts SET detail = format('%s workers died of this trial', lost)
+    UPDATE service.attempts
+       SET detail = format('%s died of this trial',
+                           CASE lost WHEN 1 THEN '1 worker' ELSE lost || ' workers' END)
      WHERE trial_id = lease.trial_id AND attempt = lease.attempt;
   END LOOP;
   IF lease.trial_id IS NOT NULL THEN
