@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from service.artifacts.garbage import Garbage
 from service.doctor import Finding
 from service.errors import headline
 from service.studies.progress import Best, Progress, mark
+from service.studies.sweep import Sweep
+from service.studies.usage import Usage
 
 
 def to_json(value: Any) -> str:
@@ -196,3 +199,59 @@ def findings(rows: list[Finding]) -> RenderableType:
         f"{visible(row.about)}: {visible(row.problem)}\n    -> {visible(row.cure)}" for row in rows
     ]
     return Text("\n".join(lines))
+
+
+def size(count: int) -> str:
+    """``1.5 MB`` for 1,500,000 bytes."""
+    amount, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while amount >= 999.5 and len(units) > 1:
+        amount /= 1000
+        units.pop(0)
+    return f"{count} B" if units[0] == "B" else f"{amount:.3g} {units[0]}"
+
+
+def usage(found: Usage) -> RenderableType:
+    """Bytes of each study, and of what belongs to none."""
+    columns = ("study", "trials", "database", "checkpoints", "models", "total")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for study in found.studies:
+        sizes = (study.database, study.checkpoints, study.models, study.total)
+        table.add_row(Text(visible(study.study)), str(study.trials), *map(size, sizes))
+    others = "" if found.other_artifacts is None else f", {size(found.other_artifacts)} of others"
+    lines = [
+        f"tables of all studies, with indexes: {size(found.tables)}",
+        f"artifact store: {found.store}{others}",
+        f"data cache of this machine: {found.cache}, {size(found.cache_bytes)}",
+    ]
+    return Group(table, Text(visible("\n".join(lines), "\n")))
+
+
+def sweep(found: Sweep) -> RenderableType:
+    """What may be removed, and what is kept although no study of this database has it."""
+    lines = [
+        f"{each.name}  {size(each.size)}  {duration(each.age)} old  {each.reason}"
+        for each in found.garbage
+    ]
+    lines += [f"rows of study {study_id}, deleted by plain Optuna" for study_id in found.rows]
+    lines += [
+        f"{entry.path}  {size(entry.size)}  {duration(entry.age)} unused"
+        for entry in found.entries
+    ]
+    young = [each for each in found.kept if each.certain]
+    unclaimed = [each for each in found.kept if not each.certain]
+    lines = lines or ["there is nothing to remove"]
+    if young:
+        lines.append(f"kept: {_sum(young)} of ended trials, younger than --older-than")
+    if unclaimed:
+        lines.append(
+            f"kept: {_sum(unclaimed)} that no study of this database has; another database may. "
+            "If none uses this store: studyhall gc --unclaimed"
+        )
+    return Text(visible("\n".join(lines), "\n"))
+
+
+def _sum(garbage: list[Garbage]) -> str:
+    folders = "1 folder" if len(garbage) == 1 else f"{len(garbage)} folders"
+    return f"{folders} ({size(sum(each.size for each in garbage))})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import look, run
+from service.cli import after, look, run
 from service.cli.db import db
 from service.cli.options import Context, option
 from service.settings import Settings
@@ -34,6 +34,13 @@ for command in (
     look.best,
     look.objectives,
     look.doctor,
+    after.delete,
+    after.rename,
+    after.copy,
+    after.du,
+    after.export_study,
+    after.import_study,
+    after.gc,
     db,
 ):
     main.add_command(command)

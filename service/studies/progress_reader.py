@@ -48,7 +48,8 @@ PROGRESS = """-- Counts of new trials; the study's budget, leases and workers.
         SELECT count(*) AS workers FROM service.workers
          WHERE study_id = :study_id
            AND seen_at > clock_timestamp() - :silence * interval '1 second')
-    SELECT s.spec, s.data, s.n_trials, s.n_claimed, s.stop_reason, s.exhausted,
+    SELECT (SELECT study_name FROM public.studies WHERE study_id = :study_id),
+           s.spec, s.data, s.n_trials, s.n_claimed, s.stop_reason, s.exhausted,
            s.timeout_seconds,
            extract(epoch FROM s.deadline - clock_timestamp()) AS seconds_left,
            counts.*, last.trials, leased.*, present.workers,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -17,8 +19,9 @@ from service.settings import Settings
 from service.storage.constraints import is_infeasible
 from service.storage.digests import Digest
 from service.storage.storage import StudyStorage
-from service.studies import progress, registry
+from service.studies import housekeeping, progress, registry, transfer
 from service.studies.feasible import FeasibleTrials
+from service.studies.housekeeping import LiveWorker
 from service.studies.progress import Best, Progress
 from service.studies.progress_reader import ProgressReader, best_of_study
 from service.studies.records import (
@@ -104,18 +107,27 @@ class Study:
     @functools.cached_property
     def optuna(self) -> optuna.Study:
         """The `optuna.Study` on the same storage, with everything that Optuna offers."""
-        return optuna.load_study(
-            study_name=self.name,
-            storage=self._storage,
+        return load_study(
+            self._storage,
+            self.study_id,
             sampler=factory.make_sampler("random", {}, self.spec.seed, 0),
             pruner=self.spec.make_pruner(),
         )
 
+    @property
+    def _silence(self) -> float:
+        """After so many seconds without a sign a worker counts as gone."""
+        return max(self._settings.lease_seconds, 5.0)
+
+    def workers(self) -> list[LiveWorker]:
+        """The worker processes of the study that were seen lately."""
+        return housekeeping.live_workers(self._engine, self.study_id, self._silence)
+
     def progress(self) -> Progress:
         """Counts, best trial, ETA and workers, whatever the study's size."""
-        silence = max(self._settings.lease_seconds, 5.0)
         with self._engine.connect() as connection:
-            snapshot = self._reader.read(connection, silence)
+            snapshot = self._reader.read(connection, self._silence)
+        self.name = snapshot.row.study_name  # another process may have renamed it
         top = snapshot.counts.best
         best = None if top is None else self._best(top[0], top[2])
         return progress.progress(self.name, snapshot, best)
@@ -248,6 +260,48 @@ class Study:
             )
         self._execute(RESUME, n_trials=n_trials, timeout=timeout)
 
+    def rename(self, new: str) -> None:
+        """Rename the study; its workers go on.
+
+        Raises:
+            ConfigurationError: The name is invalid, or another study has it.
+            UnknownStudy: The study has been deleted.
+        """
+        housekeeping.rename(self._engine, self.study_id, self.name, new)
+        self.name = new
+
+    def delete(self, *, force: bool = False) -> None:
+        """Delete the study: its rows, then its checkpoints and models.
+
+        Args:
+            force: As for `Hall.delete`.
+
+        Raises:
+            ConfigurationError: It has workers, and ``force`` is not set.
+            UnknownStudy: It has been deleted.
+            WorkFailed: The rows are deleted, but the artifact store refuses.
+        """
+        workers = self.workers()
+        if workers and force:
+            self.stop("it is being deleted")
+            housekeeping.wait_for_workers(self._engine, self.study_id, self._silence)
+        else:
+            housekeeping.refuse_live_workers(self.name, workers)
+        artifacts = housekeeping.delete_rows(self._engine, self.study_id)
+        housekeeping.remove_artifacts(self._settings.artifact_store, artifacts)
+
+    def export_study(self, file: str | os.PathLike[str]) -> transfer.Exported:
+        """Write the whole study into one file; workers may go on meanwhile.
+
+        Args:
+            file: The file, compressed if its name ends in ``.gz``; an existing one is replaced.
+
+        Raises:
+            UnknownStudy: The study has been deleted.
+            ConfigurationError: Its rows could not be imported again; the message says which.
+        """
+        return transfer.export_study(self._engine, self.study_id, Path(file))
+
     def refuse_contradictions(self, options: dict[str, Any]) -> None:
         """Refuse options that differ from the study's spec and budget.
 
@@ -290,3 +344,24 @@ class Study:
     def _execute(self, statement: Any, **parameters: Any) -> None:
         with self._engine.begin() as connection:
             connection.execute(statement, {"study_id": self.study_id, **parameters})
+
+
+def load_study(storage: StudyStorage, study_id: int, **arguments: Any) -> optuna.Study:
+    """The `optuna.Study` of an id, although Optuna loads studies by name.
+
+    Args:
+        storage: The storage.
+        study_id: Optuna's id of the study.
+        arguments: More arguments of ``optuna.load_study``.
+
+    Raises:
+        KeyError: The study has been deleted.
+    """
+    while True:
+        name = storage.get_study_name_from_id(study_id)
+        try:
+            study = optuna.load_study(study_name=name, storage=storage, **arguments)
+        except KeyError:  # it was renamed in between, or deleted: then its name is missing now
+            continue
+        if study._study_id == study_id:
+            return study

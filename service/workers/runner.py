@@ -24,7 +24,7 @@ from service.studies.hall import Hall
 from service.studies.progress import mark
 from service.studies.records import best_epoch
 from service.studies.registry import Objective
-from service.studies.study import Study
+from service.studies.study import Study, load_study
 from service.workers.outage import Outage
 from service.workers.outcome import Outcome
 from service.workers.stop_requests import (
@@ -131,7 +131,7 @@ class TrialRunner:
 
     @functools.cached_property
     def _loaded_study(self) -> optuna.Study:
-        return optuna.load_study(study_name=self._study.name, storage=self._storage)
+        return load_study(self._storage, self._study.study_id)
 
     def _evaluate(self, trial: Trial) -> Outcome:
         """Call the objective and judge its end.
