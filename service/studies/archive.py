@@ -254,8 +254,8 @@ def _fields(found: Any, where: str, needed: Mapping[str, Any]) -> dict[str, Any]
     for key, kind in needed.items():
         _expect(key in found, f"{where} has no {key}")
         value = found[key]
-        fits = isinstance(value, kind) and not isinstance(value, bool)
-        _expect(fits, f"{where}: {key} is {value!r:.60}")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise RefusedFile(f"{where}: {key} is {value!r:.60}")
     return found  # type: ignore[no-any-return]
 
 
@@ -284,13 +284,14 @@ def _json(value: Any, where: str) -> None:
 
 
 def _number(value: Any, where: str) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool)
-    _expect(fits or value in TEXTS, f"{where} is no number: {value!r:.60}")
-    if fits:
-        try:
-            float(value)
-        except OverflowError:
-            raise RefusedFile(f"{where} is no number of 64 bits") from None
+    if type(value) is float or (isinstance(value, str) and value in TEXTS):
+        return
+    if type(value) is not int:
+        raise RefusedFile(f"{where} is no number: {value!r:.60}")
+    try:
+        float(value)
+    except OverflowError:
+        raise RefusedFile(f"{where} is no number of 64 bits") from None
 
 
 def _attributes(found: Mapping[str, Any] | None, where: str) -> None:
@@ -398,7 +399,8 @@ def _trial(found: Any, number: int, spaces: list[Any]) -> None:
     for value in trial["values"] or ():
         _number(value, f"{where}: a value")
     for step, value in (trial["reports"] or {}).items():
-        _expect(_is_step(step), f"{where}: {step!r:.40} is no step")
+        if not _is_step(step):
+            raise RefusedFile(f"{where}: {step!r:.40} is no step")
         _number(value, f"{where}: the report at step {step}")
     _attributes(trial["user_attrs"], f"{where}: user attributes")
     _attributes(trial["system_attrs"], f"{where}: system attributes")

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import optuna
 import sqlalchemy
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -351,12 +351,12 @@ def import_plain(path: Path, url: str, name: str | None = None) -> Imported:
         storage = RDBStorage(_url_for_optuna(url))
         directions = [StudyDirection[direction] for direction in study["directions"]]
         study_id = storage.create_new_study(directions, name)
-    except optuna.exceptions.DuplicatedStudyError:
+    except DuplicatedStudyError:
         raise name_taken(name) from None
     except (ValueError, ImportError, sqlalchemy.exc.ArgumentError) as error:
         reason = without_credentials(str(error).splitlines()[0])
         raise ConfigurationError(f"{shown} is no storage for Optuna: {reason}") from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError) as error:
         raise _refused_there(shown, error) from error
     with contextlib.ExitStack() as stack:
         stack.callback(storage.remove_session)
@@ -364,7 +364,7 @@ def import_plain(path: Path, url: str, name: str | None = None) -> Imported:
         unless_whole.callback(storage.delete_study, study_id)
         try:
             unfinished = _fill(storage, study_id, study)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        except (SQLAlchemyError, StorageInternalError) as error:
             raise _refused_there(shown, error) from error
         unless_whole.pop_all()
     return Imported(name, len(study["trials"]), unfinished)
@@ -377,11 +377,40 @@ def _fill(storage: BaseStorage, study_id: int, study: Mapping[str, Any]) -> int:
         storage.set_study_user_attr(study_id, key, json.loads(value))
     for key, value in study["system_attrs"].items():
         storage.set_study_system_attr(study_id, key, json.loads(value))
-    running = 0
-    for trial in archive.frozen_trials(study):
-        running += trial.state == TrialState.RUNNING
-        storage.create_new_trial(study_id, _ended(trial))
-    return running
+    trials = [*archive.frozen_trials(study)]
+    ended = [_ended(trial) for trial in trials]
+    for trial in ended:
+        storage.create_new_trial(study_id, trial)
+    _refuse_differences(ended, storage, study_id)
+    return sum(trial.state == TrialState.RUNNING for trial in trials)
+
+
+def _refuse_differences(
+    written: Sequence[FrozenTrial], storage: BaseStorage, study_id: int
+) -> None:
+    """Refuse a storage that does not return what was written: SQLite keeps no NaN as a value.
+
+    Raises:
+        StorageInternalError: A trial differs, or the trials cannot be read.
+    """
+    try:
+        found = storage.get_all_trials(study_id, deepcopy=False)
+    except Exception as error:  # Optuna asserts what its tables hold
+        reason = f"{type(error).__name__}: {error}".strip()
+        raise StorageInternalError(f"its trials cannot be read back: {reason}") from None
+    for expected, trial in zip(written, found, strict=True):
+        if _content(expected) != _content(trial):
+            raise StorageInternalError(f"trial {expected.number} is read back with other content")
+
+
+def _content(trial: FrozenTrial) -> str:
+    """All of a trial but its id; NaN is equal to NaN."""
+    fields = {key: value for key, value in vars(trial).items() if key != "_trial_id"}
+    return repr(sorted((key, _sorted(value)) for key, value in fields.items()))
+
+
+def _sorted(value: Any) -> Any:
+    return sorted(value.items()) if isinstance(value, dict) else value
 
 
 def _ended(trial: FrozenTrial) -> FrozenTrial:
