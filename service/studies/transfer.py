@@ -160,6 +160,7 @@ def _read(connection: Connection, study_id: int) -> dict[str, Any]:
                 places[key] = len(study["spaces"])
                 study["spaces"].append(space)
         study["trials"] += [_trial(array, places) for array in arrays]
+    study["trials"].sort(key=lambda trial: trial["number"])  # documents come in any order
     attempts = _parsed(connection.execute(ATTEMPTS, {"study_id": study_id}).scalar_one())
     study["attempts"] = [_without_ids(row) for row in attempts]
     return study
