@@ -150,7 +150,7 @@ def _read(connection: Connection, study_id: int) -> dict[str, Any]:
     found = connection.execute(STUDY, {"study_id": study_id}).scalar_one_or_none()
     if found is None:
         raise UnknownStudy("the study has been deleted")
-    study: dict[str, Any] = _parsed(found)
+    study: dict[str, Any] = json.loads(found)
     study["row"] = _without_ids(study["row"])
     places: dict[str, int] = {}
     study["spaces"], study["trials"] = [], []
@@ -161,7 +161,7 @@ def _read(connection: Connection, study_id: int) -> dict[str, Any]:
                 study["spaces"].append(space)
         study["trials"] += [_trial(array, places) for array in arrays]
     study["trials"].sort(key=lambda trial: trial["number"])  # documents come in any order
-    attempts = _parsed(connection.execute(ATTEMPTS, {"study_id": study_id}).scalar_one())
+    attempts = json.loads(connection.execute(ATTEMPTS, {"study_id": study_id}).scalar_one())
     study["attempts"] = [_without_ids(row) for row in attempts]
     return study
 
@@ -169,13 +169,8 @@ def _read(connection: Connection, study_id: int) -> dict[str, Any]:
 def _documents(connection: Connection, study_id: int) -> Iterator[Any]:
     values = {"study_id": study_id, "after": -1, "limit": CHUNK}
     while (row := connection.execute(TRIALS, values).one_or_none()) is not None:
-        yield _parsed(row.documents)
+        yield json.loads(row.documents)
         values["after"] = row.last
-
-
-def _parsed(text: str) -> Any:
-    """PostgreSQL's JSON; it writes -0.0 as ``-0``, which is no integer."""
-    return json.loads(text, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
 
 
 def _without_ids(row: Mapping[str, Any]) -> dict[str, Any]:

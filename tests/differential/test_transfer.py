@@ -26,7 +26,7 @@ from service.storage.storage import StudyStorage
 from service.studies import transfer
 from service.studies.transfer import _content
 
-EXAMPLES = int(os.environ.get("STUDYHALL_FUZZ_EXAMPLES") or 40) // 4
+EXAMPLES = int(os.environ.get("STUDYHALL_FUZZ_EXAMPLES") or 24) // 4
 
 
 @pytest.fixture(scope="module")
