@@ -16,6 +16,7 @@ from service.settings import without_credentials
 from service.studies import transfer
 from service.studies.housekeeping import refuse_live_workers
 from service.studies.sweep import Sweep
+from service.studies.usage import bytes_text
 
 yes_option = option("--yes", is_flag=True, help="Do not ask.")
 
@@ -117,7 +118,7 @@ def export_study(context: Context, name: str, file: Path) -> None:
     """Write a whole study into one file: FILE.json, or FILE.json.gz, which is compressed."""
     study = context.hall().study(name)
     written = study.export_study(file)
-    size = display.size(file.stat().st_size)
+    size = bytes_text(file.stat().st_size)
     say(f"{name} with {written.trials} trials is in {file} ({size})")
 
 
@@ -171,4 +172,4 @@ def gc(
 
 def _count(found: Sweep) -> str:
     things = "1 thing" if len(found) == 1 else f"{len(found)} things"
-    return f"{things} ({display.size(found.size)})"
+    return f"{things} ({bytes_text(found.size)})"

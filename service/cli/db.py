@@ -11,11 +11,11 @@ from sqlalchemy.engine import URL
 
 from service import database
 from service.cli.console import err, out, print_plain
-from service.cli.display import size
 from service.cli.options import Context, option
 from service.database import dump as dumping
 from service.database import embedded, schema
 from service.errors import DatabaseError, SchemaOutOfDate
+from service.studies.usage import bytes_text
 from service.workers import presence
 
 
@@ -117,7 +117,7 @@ def split_password(url: str) -> tuple[str, str | None]:
 def dump(context: Context, file: Path) -> None:
     """Write the whole database into FILE, with pg_dump; workers may go on meanwhile."""
     url = database.resolve_url(context.settings)
-    written = size(dumping.dump(url, file))
+    written = bytes_text(dumping.dump(url, file))
     out.print(f"{database.describe(url)} is in {file} ({written})", markup=False, soft_wrap=True)
 
 

@@ -20,7 +20,7 @@ from service.doctor import Finding
 from service.errors import headline
 from service.studies.progress import Best, Progress, mark
 from service.studies.sweep import Sweep
-from service.studies.usage import Usage
+from service.studies.usage import Usage, bytes_text
 
 
 def to_json(value: Any) -> str:
@@ -201,15 +201,6 @@ def findings(rows: list[Finding]) -> RenderableType:
     return Text("\n".join(lines))
 
 
-def size(count: int) -> str:
-    """``1.5 MB`` for 1,500,000 bytes."""
-    amount, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while amount >= 999.5 and len(units) > 1:
-        amount /= 1000
-        units.pop(0)
-    return f"{count} B" if units[0] == "B" else f"{amount:.3g} {units[0]}"
-
-
 def usage(found: Usage) -> RenderableType:
     """Bytes of each study, and of what belongs to none."""
     columns = ("study", "trials", "database", "checkpoints", "models", "total")
@@ -218,12 +209,14 @@ def usage(found: Usage) -> RenderableType:
         column.justify = "right"
     for study in found.studies:
         sizes = (study.database, study.checkpoints, study.models, study.total)
-        table.add_row(Text(visible(study.study)), str(study.trials), *map(size, sizes))
-    others = "" if found.other_artifacts is None else f", {size(found.other_artifacts)} of others"
+        table.add_row(Text(visible(study.study)), str(study.trials), *map(bytes_text, sizes))
+    others = (
+        "" if found.other_artifacts is None else f", {bytes_text(found.other_artifacts)} of others"
+    )
     lines = [
-        f"tables of all studies, with indexes: {size(found.tables)}",
+        f"tables of all studies, with indexes: {bytes_text(found.tables)}",
         f"artifact store: {found.store}{others}",
-        f"data cache of this machine: {found.cache}, {size(found.cache_bytes)}",
+        f"data cache of this machine: {found.cache}, {bytes_text(found.cache_bytes)}",
     ]
     return Group(table, Text(visible("\n".join(lines), "\n")))
 
@@ -231,12 +224,12 @@ def usage(found: Usage) -> RenderableType:
 def sweep(found: Sweep) -> RenderableType:
     """What may be removed, and what is kept although no study of this database has it."""
     lines = [
-        f"{each.name}  {size(each.size)}  {duration(each.age)} old  {each.reason}"
+        f"{each.name}  {bytes_text(each.size)}  {duration(each.age)} old  {each.reason}"
         for each in found.garbage
     ]
     lines += [f"rows of study {study_id}, deleted by plain Optuna" for study_id in found.rows]
     lines += [
-        f"{entry.path}  {size(entry.size)}  {duration(entry.age)} unused"
+        f"{entry.path}  {bytes_text(entry.size)}  {duration(entry.age)} unused"
         for entry in found.entries
     ]
     young = [each for each in found.kept if each.certain]
@@ -254,4 +247,4 @@ def sweep(found: Sweep) -> RenderableType:
 
 def _sum(garbage: list[Garbage]) -> str:
     folders = "1 folder" if len(garbage) == 1 else f"{len(garbage)} folders"
-    return f"{folders} ({size(sum(each.size for each in garbage))})"
+    return f"{folders} ({bytes_text(sum(each.size for each in garbage))})"

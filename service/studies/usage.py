@@ -141,3 +141,12 @@ def _of_study(row: Any, sizes: dict[str, int]) -> StudyUsage:
 
     checkpoints, models = (of_kind(folder) for folder in FOLDERS)
     return StudyUsage(row.study_name, row.trials, int(row.bytes), checkpoints, models)
+
+
+def bytes_text(count: int) -> str:
+    """``1.5 MB`` for 1,500,000 bytes."""
+    amount, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while amount >= 999.5 and len(units) > 1:
+        amount /= 1000
+        units.pop(0)
+    return f"{count} B" if units[0] == "B" else f"{amount:.3g} {units[0]}"
