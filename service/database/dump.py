@@ -50,13 +50,15 @@ def dump(url: str | URL, file: Path) -> int:
     """
     engine = database.create_engine(url)
     program = find_program("pg_dump", _server_major(engine))
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.absolute().with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "xb", opener=_private) as output:
-            arguments = ["--format=custom", "--no-owner", "--no-privileges"]
-            _run(engine, [str(program), *arguments, f"--dbname={_target(url)}"], stdout=output)
+            # By its name: to a standard output pg_dump appends the table of contents once more,
+            # and the loss of that end would not be noticed.
+            arguments = ["--format=custom", "--no-owner", "--no-privileges", f"--file={temporary}"]
+            _run(engine, [str(program), *arguments, f"--dbname={_target(url)}"])
             os.fsync(output.fileno())
-            size = output.tell()
+            size = os.fstat(output.fileno()).st_size
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -155,7 +157,7 @@ def _target(url: str | URL) -> str:
     return bare.render_as_string()
 
 
-def _run(engine: Engine, command: list[str], **arguments: object) -> None:
+def _run(engine: Engine, command: list[str]) -> None:
     """Run a program of PostgreSQL with the engine's password in its environment.
 
     Raises:
@@ -165,13 +167,13 @@ def _run(engine: Engine, command: list[str], **arguments: object) -> None:
     environment = {**os.environ, "LC_ALL": "C"}
     if password is not None:
         environment["PGPASSWORD"] = str(password)
-    done = subprocess.run(  # type: ignore[call-overload]
+    done = subprocess.run(
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         check=False,
-        **arguments,
     )
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
