@@ -13,12 +13,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import database
+from service.artifacts.garbage import Garbage
 from service.artifacts.store import Store
 from service.errors import NotAllowed, StudyhallError, UnreadableRow, counted
 from service.settings import Settings, without_credentials
 from service.studies.hall import Hall, cure_of_unreadable
 from service.studies.permission import Permission
 from service.studies.study import Study
+from service.studies.usage import bytes_text
 
 INTERRUPTED = text(
     """-- Unfinished trials whose lease has expired or whose worker is silent. A worker that has
@@ -83,7 +85,8 @@ def examine(
     Raises:
         UnknownStudy: There is no study of that name.
     """
-    yield from examine_store(settings)
+    problems = [*examine_store(settings)]
+    yield from problems
     try:
         hall = Hall(settings)
         yield from examine_server(hall)
@@ -106,6 +109,8 @@ def examine(
                 yield finding
             else:
                 skipped.append(each.name)
+    if not problems:
+        yield from examine_garbage(hall)
     if skipped:
         shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if skipped[5:] else "")
         problem = f"those of {shown} are not examined: nothing here allows their import"
@@ -130,6 +135,38 @@ def examine_store(settings: Settings) -> Iterator[Finding]:
     if read != content:
         problem = f"{shown} returns other content than was written"
         yield Finding("artifacts", problem, "set STUDYHALL_ARTIFACTS to another store")
+
+
+def examine_garbage(hall: Hall) -> Iterator[Finding]:
+    """Find what no study needs: files in the artifact store, and rows."""
+    try:
+        found = hall.find_garbage()
+    except SQLAlchemyError:
+        raise
+    except Exception as error:
+        # File systems and object stores raise many types; a store that is away is a finding.
+        reason = without_credentials(f"{type(error).__name__}: {error}".splitlines()[0])
+        problem = f"the artifact store cannot be listed: {reason}"
+        yield Finding("artifacts", problem, "make it readable, or set STUDYHALL_ARTIFACTS")
+        return
+    if found.garbage:
+        yield Finding("artifacts", f"no study needs {_folders(found.garbage)}", "studyhall gc")
+    if found.rows:
+        studies = "1 study" if len(found.rows) == 1 else f"{len(found.rows)} studies"
+        problem = f"there are rows of {studies} that plain Optuna has deleted"
+        yield Finding("database", problem, "studyhall gc")
+    unclaimed = [each for each in found.kept if not each.certain]
+    if unclaimed:
+        problem = f"no study of this database has {_folders(unclaimed)}"
+        cure = "if no other database uses this artifact store: studyhall gc --unclaimed"
+        yield Finding("artifacts", problem, cure, wrong=False)
+
+
+def _folders(garbage: list[Garbage]) -> str:
+    """``2 folders (1.5 MB), such as checkpoints/…``."""
+    count = "1 folder" if len(garbage) == 1 else f"{len(garbage)} folders"
+    size = bytes_text(sum(each.size for each in garbage))
+    return f"{count} ({size}), such as {garbage[0].name}"
 
 
 def examine_server(hall: Hall) -> Iterator[Finding]:

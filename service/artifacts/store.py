@@ -12,7 +12,9 @@ import posixpath
 import stat
 import threading
 from collections.abc import Iterator
-from typing import BinaryIO
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -20,6 +22,24 @@ from service.errors import ConfigurationError
 from service.settings import without_credentials
 
 log = logging.getLogger("studyhall")
+
+TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
+"""What file systems call the time of a file's last change: seconds since 1970, or a datetime."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in the store.
+
+    Attributes:
+        name: Its name, with the folders that it lies in.
+        size: Bytes.
+        changed: When it was last written, in seconds since 1970; None if the store does not say.
+    """
+
+    name: str
+    size: int
+    changed: float | None
 
 
 class UnusableFile(OSError):
@@ -118,6 +138,26 @@ class Store:
             return []
         return sorted(posixpath.basename(path) for path in paths)
 
+    def files(self, folder: str = "") -> list[StoredFile]:
+        """All files in a folder and below it; none if there is no such folder.
+
+        Symbolic links are left out: what they lead to is not the store's.
+
+        Args:
+            folder: A name; by default the whole store.
+        """
+        try:
+            path = self._path(folder) if folder else self._opened_root()
+            found = self._fs.find(path, detail=True)
+        except FileNotFoundError:
+            return []
+        start = len(self._root.rstrip("/")) + 1
+        return [
+            StoredFile(path[start:], int(info.get("size") or 0), _changed(info))
+            for path, info in sorted(found.items())
+            if not info.get("islink")
+        ]
+
     def remove(self, name: str) -> None:
         """Delete a file, or a folder with all its files. A missing name is no error."""
         try:
@@ -135,19 +175,33 @@ class Store:
         Raises:
             ConfigurationError: The path would lead outside the store.
         """
-        if not hasattr(self, "_fs"):
-            self._open()
-        path = posixpath.join(self._root, name)
+        path = posixpath.join(self._opened_root(), name)
         if not all(map(_is_plain, name.split("/"))) or (self._local and self._leads_out(path)):
             raise ConfigurationError(
                 f"the artifact {name[:80]!r} would lie outside the store: refused"
             )
         return path
 
+    def _opened_root(self) -> str:
+        if not hasattr(self, "_fs"):
+            self._open()
+        return str(self._root)
+
     def _leads_out(self, path: str) -> bool:
         """Whether a symbolic link on the way leads out of the folder."""
         root, parent = os.path.realpath(self._root), os.path.realpath(os.path.dirname(path))
         return bool(os.path.commonpath((root, parent)) != root)
+
+
+def _changed(info: dict[str, Any]) -> float | None:
+    """When a file was last written, by what its file system says of it."""
+    for name in TIMES:
+        moment = info.get(name)
+        if isinstance(moment, datetime):
+            return moment.timestamp()
+        if isinstance(moment, int | float):
+            return float(moment)
+    return None
 
 
 def _is_plain(part: str) -> bool:

@@ -1,8 +1,9 @@
-"""Commands for the database: db upgrade, check, url, start, stop."""
+"""Commands for the database: db upgrade, check, url, env, dump, restore, start, stop."""
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import click
 import sqlalchemy
@@ -14,8 +15,10 @@ from service import database
 from service.cli.console import err, out, print_plain
 from service.cli.display import visible
 from service.cli.options import Context, option
+from service.database import dump as dumping
 from service.database import embedded, schema
-from service.errors import ConfigurationError, DatabaseError, counted
+from service.errors import ConfigurationError, DatabaseError, SchemaOutOfDate, counted
+from service.studies.usage import bytes_text
 from service.workers import presence
 
 
@@ -109,6 +112,31 @@ def split_password(url: str) -> tuple[str, str | None]:
         {key: value for key, value in parsed.query.items() if key != "password"},
     )
     return bare.render_as_string(), None if secret is None else str(secret)
+
+
+@db.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.pass_obj
+def dump(context: Context, file: Path) -> None:
+    """Write the whole database into FILE, with pg_dump; workers may go on meanwhile."""
+    url = database.resolve_url(context.settings)
+    written = bytes_text(dumping.dump(url, file))
+    out.print(f"{database.describe(url)} is in {file} ({written})", markup=False, soft_wrap=True)
+
+
+@db.command()
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.pass_obj
+def restore(context: Context, file: Path) -> None:
+    """Fill an empty database from FILE, a dump that you trust, with pg_restore."""
+    url = database.resolve_url(context.settings)
+    dumping.restore(url, file)
+    line = f"{file} is in {database.describe(url)}"
+    try:
+        schema.check(database.create_engine(url))
+    except SchemaOutOfDate as error:
+        line += f"; {error}"
+    out.print(line, markup=False, soft_wrap=True)
 
 
 @db.command()

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from service.artifacts.garbage import Garbage
 from service.doctor import Finding
 from service.errors import counted, headline
 from service.studies import drift
 from service.studies.progress import Best, Progress, Unreadable, mark, spread
+from service.studies.sweep import Sweep
+from service.studies.usage import Usage, bytes_text
 from service.studies.winner import Opening
 from service.text import visible as visible
 
@@ -285,3 +288,52 @@ def findings(rows: list[Finding]) -> RenderableType:
         f"{visible(row.about)}: {visible(row.problem)}\n    -> {visible(row.cure)}" for row in rows
     ]
     return Text("\n".join(lines))
+
+
+def usage(found: Usage) -> RenderableType:
+    """Bytes of each study, and of what belongs to none."""
+    columns = ("study", "trials", "database", "checkpoints", "models", "total")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for study in found.studies:
+        sizes = (study.database, study.checkpoints, study.models, study.total)
+        table.add_row(Text(visible(study.study)), str(study.trials), *map(bytes_text, sizes))
+    others = (
+        "" if found.other_artifacts is None else f", {bytes_text(found.other_artifacts)} of others"
+    )
+    lines = [
+        f"tables of all studies, with indexes: {bytes_text(found.tables)}",
+        f"artifact store: {found.store}{others}",
+        f"data cache of this machine: {found.cache}, {bytes_text(found.cache_bytes)}",
+    ]
+    return Group(table, Text(visible("\n".join(lines), "\n")))
+
+
+def sweep(found: Sweep) -> RenderableType:
+    """What may be removed, and what is kept although no study of this database has it."""
+    lines = [
+        f"{each.name}  {bytes_text(each.size)}  {duration(each.age)} old  {each.reason}"
+        for each in found.garbage
+    ]
+    lines += [f"rows of study {study_id}, deleted by plain Optuna" for study_id in found.rows]
+    lines += [
+        f"{entry.path}  {bytes_text(entry.size)}  {duration(entry.age)} unused"
+        for entry in found.entries
+    ]
+    young = [each for each in found.kept if each.certain]
+    unclaimed = [each for each in found.kept if not each.certain]
+    lines = lines or ["there is nothing to remove"]
+    if young:
+        lines.append(f"kept: {_sum(young)} of ended trials, younger than --older-than")
+    if unclaimed:
+        lines.append(
+            f"kept: {_sum(unclaimed)} that no study of this database has; another database may. "
+            "If none uses this store: studyhall gc --unclaimed"
+        )
+    return Text(visible("\n".join(lines), "\n"))
+
+
+def _sum(garbage: list[Garbage]) -> str:
+    folders = "1 folder" if len(garbage) == 1 else f"{len(garbage)} folders"
+    return f"{folders} ({bytes_text(sum(each.size for each in garbage))})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import look, retrain, run, winner
+from service.cli import after, look, retrain, run, winner
 from service.cli.costs import costs
 from service.cli.db import db
 from service.cli.options import Context, option
@@ -43,6 +43,13 @@ for command in (
     costs,
     look.objectives,
     look.doctor,
+    after.delete,
+    after.rename,
+    after.copy,
+    after.du,
+    after.export_study,
+    after.import_study,
+    after.gc,
     db,
 ):
     main.add_command(command)

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     DateTime,
     Identity,
@@ -217,3 +218,17 @@ class VersionRow(Base):
     revision: Mapped[str]
     functions: Mapped[str]
     installed_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class DeletionRow(Base):
+    """A deleted study, and the names of what it had in the artifact store.
+
+    Rows are kept: files of a study that is listed here are garbage for certain.
+    """
+
+    __tablename__ = "deletions"
+
+    deletion_id: Mapped[int] = mapped_column(Integer, Identity(always=True), primary_key=True)
+    study_name: Mapped[str | None]
+    artifacts: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    deleted_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

@@ -238,17 +238,17 @@ def columns(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
         "p_states": [trial.state.name for trial in trials],
         "p_starts": [utc(trial.datetime_start) for trial in trials],
         "p_ends": [utc(trial.datetime_complete) for trial in trials],
-        **_split(values, "p_value_of", "p_objectives", "p_values", "p_value_kinds"),
-        **_split(
+        **split(values, "p_value_of", "p_objectives", "p_values", "p_value_kinds"),
+        **split(
             [(place, name, value, distribution_text(of)) for place, name, value, of in params],
             "p_param_of",
             "p_names",
             "p_params",
             "p_distributions",
         ),
-        **_split(user, "p_user_of", "p_user_keys", "p_user_values"),
-        **_split(system, "p_system_of", "p_system_keys", "p_system_values"),
-        **_split(steps, "p_step_of", "p_steps", "p_reported", "p_kinds"),
+        **split(user, "p_user_of", "p_user_keys", "p_user_values"),
+        **split(system, "p_system_of", "p_system_keys", "p_system_values"),
+        **split(steps, "p_step_of", "p_steps", "p_reported", "p_kinds"),
     }
 
 
@@ -260,7 +260,7 @@ def _attributes(attributes: Iterable[dict[str, Any]]) -> list[tuple[int, str, st
     ]
 
 
-def _split(rows: Sequence[Sequence[Any]], *names: str) -> dict[str, list[Any]]:
+def split(rows: Sequence[Sequence[Any]], *names: str) -> dict[str, list[Any]]:
     return {
         name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=False)
     }

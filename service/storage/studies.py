@@ -103,7 +103,8 @@ class StudyStore(BaseStorage):
         return int(study_id)
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        return self._name_and_directions(study_id)[0]
+        # Not from memory, where a subclass keeps directions: a study may be renamed.
+        return StudyStore._name_and_directions(self, study_id)[0]
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         return self._name_and_directions(study_id)[1]

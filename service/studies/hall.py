@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
@@ -17,11 +19,15 @@ from service.database.models import StudyRow
 from service.errors import ConfigurationError, DatabaseError, UnknownStudy, UnreadableRow
 from service.settings import Settings
 from service.storage.storage import StudyStorage
-from service.studies import provenance
+from service.studies import housekeeping, provenance, sweep, transfer, usage
+from service.studies.names import check_name as check_name
+from service.studies.names import is_stored
 from service.studies.provenance import Provenance
 from service.studies.source import Source
 from service.studies.spec import Budget, Spec, read_spec
 from service.studies.study import Study
+from service.studies.sweep import Sweep
+from service.studies.usage import Usage
 
 FIND = text(
     """-- A study by its name.
@@ -32,6 +38,12 @@ ALL = text(
     """-- All studies of the service, the newest last.
     SELECT o.study_name, o.study_id, s.uid, s.spec
       FROM public.studies o JOIN service.studies s USING (study_id) ORDER BY study_id"""
+)
+FIND_ID = text(
+    """-- A study by Optuna's id, whatever its name is by now.
+    SELECT o.study_name, s.uid, s.spec
+      FROM public.studies o JOIN service.studies s USING (study_id)
+     WHERE o.study_id = :study_id"""
 )
 NAMES = text(
     """-- All studies of the service, the newest last.
@@ -127,13 +139,7 @@ class Hall:
             UnknownStudy: There is none; the message lists the studies of the database.
             UnreadableRow: Its spec is none that this version can read.
         """
-        if "\0" in name or (not name.isascii() and name.encode(errors="ignore").decode() != name):
-            raise UnknownStudy(f"there is no study {name!r}")  # PostgreSQL holds no such text
-        with self.engine.connect() as connection:
-            row = connection.execute(FIND, {"name": name}).one_or_none()
-        if row is None:
-            raise UnknownStudy(self._unknown(name))
-        study = self._study(name, row.study_id, row.uid, row.spec)
+        study = self._find(name)
         try:
             _ = study.spec
         except UnreadableRow as error:
@@ -142,8 +148,117 @@ class Hall:
             ) from None
         return study
 
+    def _find(self, name: str) -> Study:
+        """The study of a name; its spec may be unreadable."""
+        if not is_stored(name):
+            raise UnknownStudy(f"there is no study {name!r}")
+        with self.engine.connect() as connection:
+            row = connection.execute(FIND, {"name": name}).one_or_none()
+        if row is None:
+            raise UnknownStudy(self._unknown(name))
+        return self._study(name, row.study_id, row.uid, row.spec)
+
     def _study(self, name: str, study_id: int, uid: str, stored: Any) -> Study:
         return Study(self.engine, self.settings, study_id, name, uid, read_spec(stored))
+
+    def study_of_id(self, study_id: int) -> Study:
+        """The study of Optuna's id, whatever its name is by now.
+
+        Raises:
+            UnknownStudy: It has been deleted.
+        """
+        with self.engine.connect() as connection:
+            row = connection.execute(FIND_ID, {"study_id": study_id}).one_or_none()
+        if row is None:
+            raise UnknownStudy(f"the study with the id {study_id} has been deleted")
+        return self._study(row.study_name, study_id, row.uid, row.spec)
+
+    def delete(self, name: str, *, force: bool = False) -> bool:
+        """Delete a study: its rows, then its checkpoints and models.
+
+        A study that was deleted before is no error: what is left of its files is removed.
+
+        Args:
+            name: Its name.
+            force: Whether to stop its workers first, if it has some. They finish their epoch;
+                after `housekeeping.LEAVE_SECONDS` the study is deleted all the same.
+
+        Returns:
+            False if the study was deleted before.
+
+        Raises:
+            UnknownStudy: No study has, or had, this name.
+            ConfigurationError: It has workers, and ``force`` is not set.
+            WorkFailed: The rows are deleted, but the artifact store refuses.
+        """
+        try:
+            study = self._find(name)
+        except UnknownStudy:
+            left = housekeeping.deleted_artifacts(self.engine, name) if is_stored(name) else None
+            if left is None:
+                raise
+            housekeeping.remove_artifacts(self.settings.artifact_store, left)
+            return False
+        study.delete(force=force)
+        return True
+
+    def was_deleted(self, name: str) -> bool:
+        """Whether a study of this name was deleted."""
+        return is_stored(name) and (housekeeping.deleted_artifacts(self.engine, name) is not None)
+
+    def copy(self, name: str, new: str) -> Study:
+        """Copy a study with its trials, attempts and budget, under a new name.
+
+        Workers of the original may go on meanwhile. Checkpoints and models are not copied. Trials
+        that run, or are interrupted, are interrupted in the copy, and start from the beginning.
+
+        Raises:
+            UnknownStudy: There is no study of that name.
+            ConfigurationError: The new name is invalid, or another study has it.
+        """
+        copied = housekeeping.copy(self.engine, self.study(name).study_id, new)
+        return self.study_of_id(copied.study_id)
+
+    def import_study(self, file: str | os.PathLike[str], name: str | None = None) -> Study:
+        """Make a study of a file that `Study.export_study` has written.
+
+        Args:
+            file: The file.
+            name: The study's name here; by default the one in the file.
+
+        Raises:
+            ConfigurationError: The file is damaged, of another version, or holds what no study
+                has; the name is invalid, or another study has it.
+        """
+        return self.study(transfer.import_study(self.engine, Path(file), name).name)
+
+    def usage(self, name: str | None = None) -> Usage:
+        """Bytes that one study takes, or each: rows, checkpoints, models; and the data cache.
+
+        Raises:
+            UnknownStudy: There is no study of that name.
+        """
+        if name is not None:
+            self.study(name)
+        return usage.measure(self.engine, self.settings, name)
+
+    def find_garbage(self, *, unclaimed: bool = False, older_than: float | None = None) -> Sweep:
+        """What no study needs any more; nothing is removed.
+
+        Args:
+            unclaimed: Whether to count what no study of this database has. No other database may
+                use the artifact store then.
+            older_than: Age of the files in seconds; by default that of their kind.
+        """
+        return sweep.find(self.engine, self.settings, unclaimed=unclaimed, older_than=older_than)
+
+    def remove_garbage(self, found: Sweep) -> list[str]:
+        """Remove what `find_garbage` has found.
+
+        Returns:
+            What could not be removed, with the reason.
+        """
+        return sweep.remove(self.engine, self.settings, found)
 
     def create(self, name: str, spec: Spec, budget: Budget, command: str | None = None) -> Study:
         """Create a study, or return the one that another process has just created.
@@ -246,18 +361,5 @@ def refuse_other_directions(name: str, directions: Sequence[StudyDirection], wan
 
 def cure_of_unreadable(name: str) -> str:
     """What to do about a study of which a row cannot be read."""
-    delete = f"optuna delete-study --study-name {shlex.quote(name)}"
+    delete = f"studyhall delete {shlex.quote(name)}"
     return f"use the version that wrote it, correct the row, or delete the study: {delete}"
-
-
-def check_name(name: str) -> None:
-    """Refuse names that a command cannot take or a table cannot show.
-
-    Raises:
-        ConfigurationError: It is empty, too long, begins with a dash or has control characters.
-    """
-    if not name.strip() or len(name) > 200 or name.startswith("-") or not name.isprintable():
-        raise ConfigurationError(
-            f"a study cannot be called {name[:60]!r}: a name has 1 to 200 printable characters, "
-            f"not only blanks, and does not begin with a dash"
-        )

@@ -60,6 +60,11 @@ class Progress:
         return self.complete + self.pruned + self.failed
 
     @property
+    def total(self) -> int:
+        """All trials, whatever their state."""
+        return self.finished + self.running + self.interrupted + self.waiting
+
+    @property
     def added(self) -> int:
         """Trials that plain Optuna has added or begun; the budget does not count them."""
         return max(0, self.finished + self.running + self.interrupted - self.begun)

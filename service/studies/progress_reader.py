@@ -50,7 +50,8 @@ PROGRESS = """-- Counts of new trials; the study's budget, leases and workers.
         SELECT count(*) AS workers FROM service.workers
          WHERE study_id = :study_id
            AND seen_at > clock_timestamp() - :silence * interval '1 second')
-    SELECT s.data, s.drift, s.n_trials, s.n_claimed, s.stop_reason, s.exhausted,
+    SELECT (SELECT study_name FROM public.studies WHERE study_id = :study_id),
+           s.data, s.drift, s.n_trials, s.n_claimed, s.stop_reason, s.exhausted,
            s.timeout_seconds,
            extract(epoch FROM CASE WHEN isfinite(s.deadline) THEN s.deadline - clock_timestamp()
                                    WHEN s.deadline < now() THEN interval '0' END) AS seconds_left,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +25,19 @@ from service.studies import (
     confirmation,
     costs,
     drift,
+    housekeeping,
     linked,
     progress,
     provenance,
     registry,
     reproduction,
+    transfer,
     winner,
 )
 from service.studies.confirmation import Confirmation
 from service.studies.costs import Costs
 from service.studies.feasible import FeasibleTrial, FeasibleTrials
+from service.studies.housekeeping import LiveWorker
 from service.studies.linked import CONFIRM, REFIT, REPRODUCE
 from service.studies.permission import Permission
 from service.studies.progress import Best, Progress, Unreadable, read_data
@@ -171,9 +175,9 @@ class Study:
     @functools.cached_property
     def optuna(self) -> optuna.Study:
         """The `optuna.Study` on the same storage, with everything that Optuna offers."""
-        return optuna.load_study(
-            study_name=self.name,
-            storage=self._storage,
+        return load_study(
+            self._storage,
+            self.study_id,
             sampler=factory.make_sampler("random", {}, self.spec.seed, 0),
             pruner=self.spec.make_pruner(),
         )
@@ -182,6 +186,15 @@ class Study:
         """One trial, by Optuna's id."""
         return self._storage.get_trial(trial_id)
 
+    @property
+    def _silence(self) -> float:
+        """After so many seconds without a sign a worker counts as gone."""
+        return max(self._settings.lease_seconds, 5.0)
+
+    def workers(self) -> list[LiveWorker]:
+        """The worker processes of the study that were seen lately."""
+        return housekeeping.live_workers(self._engine, self.study_id, self._silence)
+
     def progress(self) -> Progress:
         """Counts, best trial, ETA and workers, whatever the study's size.
 
@@ -189,14 +202,14 @@ class Study:
             UnknownStudy: The study has been deleted.
             UnreadableRow: A row that this needs cannot be read.
         """
-        silence = max(self._settings.lease_seconds, 5.0)
         reader, objective = self._reader, self.spec.objective
         try:
             with self._engine.connect() as connection:
-                snapshot = reader.read(connection, silence)
+                snapshot = reader.read(connection, self._silence)
         except DataError as error:
             why = database.failure(self._engine.url, error)
             raise UnreadableRow(f"its rows cannot be counted: {why}") from error
+        self.name = snapshot.row.study_name  # another process may have renamed it
         top = snapshot.counts.best
         best = None if top is None else self._best(top[0], top[2])
         return progress.progress(self.name, objective, snapshot, best)
@@ -409,6 +422,48 @@ class Study:
                 f"the time of study {self.name!r} is over; extend it with --timeout 1h"
             )
         self._execute(RESUME, n_trials=n_trials, timeout=timeout)
+
+    def rename(self, new: str) -> None:
+        """Rename the study; its workers go on.
+
+        Raises:
+            ConfigurationError: The name is invalid, or another study has it.
+            UnknownStudy: The study has been deleted.
+        """
+        housekeeping.rename(self._engine, self.study_id, self.name, new)
+        self.name = new
+
+    def delete(self, *, force: bool = False) -> None:
+        """Delete the study: its rows, then its checkpoints and models.
+
+        Args:
+            force: As for `Hall.delete`.
+
+        Raises:
+            ConfigurationError: It has workers, and ``force`` is not set.
+            UnknownStudy: It has been deleted.
+            WorkFailed: The rows are deleted, but the artifact store refuses.
+        """
+        workers = self.workers()
+        if workers and force:
+            self.stop("it is being deleted")
+            housekeeping.wait_for_workers(self._engine, self.study_id, self._silence)
+        else:
+            housekeeping.refuse_live_workers(self.name, workers)
+        artifacts = housekeeping.delete_rows(self._engine, self.study_id)
+        housekeeping.remove_artifacts(self._settings.artifact_store, artifacts)
+
+    def export_study(self, file: str | os.PathLike[str]) -> transfer.Exported:
+        """Write the whole study into one file; workers may go on meanwhile.
+
+        Args:
+            file: The file, compressed if its name ends in ``.gz``; an existing one is replaced.
+
+        Raises:
+            UnknownStudy: The study has been deleted.
+            ConfigurationError: Its rows could not be imported again; the message says which.
+        """
+        return transfer.export_study(self._engine, self.study_id, Path(file))
 
     def refuse_contradictions(self, options: dict[str, Any]) -> None:
         """Refuse options that differ from the study's spec and budget.
@@ -644,3 +699,24 @@ class Study:
     def _execute(self, statement: Any, **parameters: Any) -> None:
         with self._engine.begin() as connection:
             connection.execute(statement, {"study_id": self.study_id, **parameters})
+
+
+def load_study(storage: StudyStorage, study_id: int, **arguments: Any) -> optuna.Study:
+    """The `optuna.Study` of an id, although Optuna loads studies by name.
+
+    Args:
+        storage: The storage.
+        study_id: Optuna's id of the study.
+        arguments: More arguments of ``optuna.load_study``.
+
+    Raises:
+        KeyError: The study has been deleted.
+    """
+    while True:
+        name = storage.get_study_name_from_id(study_id)
+        try:
+            study = optuna.load_study(study_name=name, storage=storage, **arguments)
+        except KeyError:  # it was renamed in between, or deleted: then its name is missing now
+            continue
+        if study._study_id == study_id:
+            return study

@@ -16,7 +16,7 @@ class Assignment:
     """What one worker process is to do.
 
     Attributes:
-        study: Name of the study.
+        study: Optuna's id of the study; its name may change.
         worker: The worker's name, which no other worker has.
         device: The device that it runs on.
         data_dir: Folder of the data on this machine, or None.
@@ -26,7 +26,7 @@ class Assignment:
         command: The command line that started the pool, without passwords, or None.
     """
 
-    study: str
+    study: int
     worker: str
     device: str
     database_url: str

@@ -264,7 +264,7 @@ class Pool:
     def _start(self, slot: Slot) -> None:
         settings = self._hall.settings
         assignment = Assignment(
-            study=self._study.name,
+            study=self._study.study_id,
             worker=f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
             device=slot.device.name,
             database_url=self._hall.url,

@@ -93,7 +93,7 @@ def run_worker(assignment: Assignment) -> int:
 
 def _work(hall: Hall, assignment: Assignment) -> int:
     patience = assignment.database_patience
-    study = patiently(lambda: hall.study(assignment.study), patience)
+    study = patiently(lambda: hall.study_of_id(assignment.study), patience)
     study.spec.require(assignment.permission)
     source = study.read_source(assignment.permission)
     objective = study.spec.load(assignment.data_dir, assignment.permission)
@@ -107,8 +107,15 @@ def _work(hall: Hall, assignment: Assignment) -> int:
     try:
         return Worker(study, hall, objective, name, device, limits, kept).run()
     except KeyError as error:
-        if study.name in hall.names():
-            raise
+        _refuse_deleted(hall, study, error)
+        raise
+
+
+def _refuse_deleted(hall: Hall, study: Study, error: KeyError) -> None:
+    """Raise UnknownStudy if that is why the study's rows are missing."""
+    try:
+        hall.study_of_id(study.study_id)
+    except UnknownStudy:
         raise UnknownStudy(f"study {study.name!r} has been deleted") from error
 
 

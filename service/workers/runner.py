@@ -31,7 +31,7 @@ from service.studies.hall import Hall
 from service.studies.progress import mark
 from service.studies.records import best_epoch, standard_deviation
 from service.studies.registry import Objective
-from service.studies.study import Study
+from service.studies.study import Study, load_study
 from service.workers.model import TrialModel
 from service.workers.outage import Outage
 from service.workers.outcome import Outcome
@@ -152,7 +152,7 @@ class TrialRunner:
 
     @functools.cached_property
     def _loaded_study(self) -> optuna.Study:
-        return optuna.load_study(study_name=self._study.name, storage=self._storage)
+        return load_study(self._storage, self._study.study_id)
 
     def _evaluate(self, trial: Trial) -> Outcome:
         """Call the objective and judge its end.

@@ -15,6 +15,7 @@ import pytest
 from databases import temporary_folder
 from shell import TESTS, Shell, eventually
 
+from service import connect
 from service.database import embedded, schema
 from service.studies.permission import Permission
 from service.workers.assignment import Assignment
@@ -108,8 +109,9 @@ def test_a_worker_that_starts_during_an_outage_waits_for_its_end(
     shell("create", "stubs:quick", "--study", "s", "--trials", "2")
     url = shell.environment["STUDYHALL_DATABASE_URL"]
     here = Permission(path=str(TESTS))
+    study_id = connect(url).study("s").study_id
     assignment = Assignment(
-        "s", "w1", "cpu", url, str(tmp_path), 3.0, 60.0, None, None, here, None, None
+        study_id, "w1", "cpu", url, str(tmp_path), 3.0, 60.0, None, None, here, None, None
     )
     shoot(home)
     worker = subprocess.Popen(
