@@ -71,6 +71,11 @@ class State:
         """The last finished epoch, from 0."""
         return len(self.history) - 1
 
+    @property
+    def variables_of_model(self) -> list[Array]:
+        """The values of the model's weights, the optimizer's variables, and the unlisted ones."""
+        return [*self.weights, *self.optimizer, *self.unlisted]
+
     def to_bytes(self) -> bytes:
         """Return an uncompressed .npz archive without pickles."""
         groups = {name: getattr(self, name) for name in _GROUPS}
@@ -181,12 +186,21 @@ def assign_values(variables: Sequence[Any], values: Sequence[Any]) -> None:
     Raises:
         StateError: Numbers, shapes or dtypes differ.
     """
+    check_values(variables, values)
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def check_values(variables: Sequence[Any], values: Sequence[Any]) -> None:
+    """Check that arrays, or other variables' values, can be assigned to Keras variables.
+
+    Raises:
+        StateError: Numbers, shapes or dtypes differ.
+    """
     old = [(tuple(v.shape), _dtype_name(v)) for v in variables]
     new = [(tuple(v.shape), _dtype_name(v)) for v in values]
     if old != new:
         raise StateError(f"variables of another model: {_difference(new, old)}")
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
 
 
 _Path = tuple[str | int, ...]

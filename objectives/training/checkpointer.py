@@ -13,6 +13,7 @@ from objectives.training.checkpoint import (
     State,
     StateError,
     assign_values,
+    check_values,
     copy_values,
 )
 from objectives.training.memory import CallbackMemory, hook_state, parts_with_hooks
@@ -62,24 +63,33 @@ class Checkpointer:
         return self._settings.checkpoint_every > 0 and self._checkpoint is not None
 
     def restore(self) -> State | None:
-        """Load the checkpoint into model and optimizer; None if there is none that fits."""
+        """Load the checkpoint; None if there is none that fits.
+
+        Model and optimizer keep their first values: callbacks shall find them in `on_train_begin`,
+        as in an uninterrupted training. `restore_variables` or `restore_memory` follows.
+        """
         saved = self._checkpoint.load() if self._checkpoint is not None else None
         if saved is None:
             return None
         try:
             state = State.from_bytes(saved.state)
-            self._assign(state)
+            self._check(state)
         except StateError as error:
             _log.warning("trial %d: its checkpoint cannot be used: %s", self._trial_number, error)
             return None
         self._state = state
         return state
 
-    def restore_memory(self) -> list[str]:
-        """Restore what callbacks, model and loss remember, after all `on_train_begin`.
+    def restore_variables(self) -> None:
+        """Assign the loaded state to model and optimizer."""
+        if self._state is not None:
+            assign_values(self._variables(), self._state.variables_of_model)
 
-        Keras's callbacks reset themselves in `on_train_begin`. Callbacks may change the model
-        there, so its variables are restored again.
+    def restore_memory(self) -> list[str]:
+        """Restore the variables and what callbacks, model and loss remember.
+
+        This is done after all `on_train_begin`, where callbacks reset themselves and may change
+        the model.
 
         Returns:
             The names of what earlier attempts have changed and no checkpoint holds, or of what
@@ -88,7 +98,7 @@ class Checkpointer:
         self.memory.begin()
         if self._state is None:
             return []
-        self._assign(self._state)
+        self.restore_variables()
         # BackupAndRestore has set it to the epoch of its own file.
         self._model._initial_epoch = None
         self.memory.restore(self._state.callbacks, self._state.variables)
@@ -135,7 +145,15 @@ class Checkpointer:
             self._unsaved = False
             self._checkpoint.save(self._state.epoch, self._state.to_bytes())
 
-    def _assign(self, state: State) -> None:
+    def _variables(self) -> list[Any]:
+        return [*self._model.weights, *self._model.optimizer.variables, *self._unlisted]
+
+    def _check(self, state: State) -> None:
+        """Check that a state is one of this training.
+
+        Raises:
+            StateError: It is not.
+        """
         if state.training != self._identity():
             raise StateError(
                 f"it belongs to a training with {state.training}, not {self._identity()}"
@@ -147,10 +165,7 @@ class Checkpointer:
             raise StateError(f"get_state was called of {[*state.hooks]}, not {[*self._hooks]}")
         if list(map(_kind, state.best)) != list(map(_kind, state.weights)):
             raise StateError("its best weights are those of another model")
-        assign_values(
-            [*self._model.weights, *self._model.optimizer.variables, *self._unlisted],
-            [*state.weights, *state.optimizer, *state.unlisted],
-        )
+        check_values(self._variables(), state.variables_of_model)
 
     def _check_history(self, state: State) -> None:
         """Check that the history is one of this training.

@@ -301,8 +301,8 @@ def _are_same(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(map(_are_same, one, other))
     if isinstance(one, np.ndarray):
-        same = one.shape == other.shape and one.dtype == other.dtype
-        return same and one.tobytes() == other.tobytes()
+        kinds = [(array.shape, array.dtype, array.tobytes()) for array in (one, other)]
+        return kinds[0] == kinds[1]
     return repr(one) == repr(other)
 
 

@@ -83,7 +83,10 @@ class TrainingRun:
         except BaseException as reason:  # result() raises it
             self.stopper.stop(reason)
         interrupted = self.stopper.reason is not None
-        return not (interrupted or state.ended or self._judge.is_finished())
+        goes_on = not (interrupted or state.ended or self._judge.is_finished())
+        if not goes_on:
+            self._checkpointer.restore_variables()
+        return goes_on
 
     def fit(self, extra_callbacks: Sequence[Any] = (), **data: Any) -> None:
         """Call `keras.Model.fit` for the epochs that are left.

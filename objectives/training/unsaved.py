@@ -104,6 +104,7 @@ class UnsavedMemory:
         self._all_callbacks = callbacks
         self._callbacks = [callback for callback in callbacks if not has_hooks(callback)]
         self._model = model
+        self._compares = False
         self._known: dict[int, tuple[Any, str]] = {}
         self._before: dict[_Key, bytes | None] = {}
         self._owners: dict[int, Any] = {}
@@ -113,9 +114,14 @@ class UnsavedMemory:
     def begin(self, saved_variables: Sequence[Any] = ()) -> None:
         """Note the memory at the beginning of a training.
 
+        Nothing is compared if no code of the user takes part, since Keras's own saves its memory.
+
         Args:
             saved_variables: The variables of callbacks that checkpoints hold.
         """
+        self._compares = any(map(_has_users_code, walk([self._model, *self._callbacks])))
+        if not self._compares:
+            return
         self._known = self._name_known(saved_variables)
         cells = self._cells()
         self._before = self._digests(cells)
@@ -130,6 +136,8 @@ class UnsavedMemory:
 
     def end(self) -> None:
         """Compare the memory with that at the beginning. Called after epochs, and at the end."""
+        if not self._compares:
+            return
         now, before = self._digests(self._cells()), self._before
         keys = [*before, *(key for key in now if key[1] in self._owners)]
         changed = {
@@ -137,6 +145,8 @@ class UnsavedMemory:
             for name, owner in keys
             if (digest := now.get((name, owner))) is None or digest != before.get((name, owner))
         }
+        new = [v for v in all_variables([self._model]) if id(v) not in self._known]
+        changed |= {f"{variable.name} of {type(self._model).__name__}" for variable in new}
         for callback, names in zip(self._callbacks, self._names, strict=True):
             deleted = names - {*attributes_of(callback)}
             changed |= {f"{type(callback).__name__}.{name}" for name in deleted}
@@ -148,6 +158,7 @@ class UnsavedMemory:
         Their contents are saved, or are compared by themselves.
         """
         parts = [part for part in walk([self._model]) if is_variable(part) or _is_part(part)]
+        parts += all_variables([self._model])
         groups = {"model": parts, "callback": self._all_callbacks, "variable": saved_variables}
         known: dict[int, tuple[Any, str]] = {}
         for kind, members in groups.items():
@@ -177,6 +188,13 @@ class UnsavedMemory:
             else:
                 cells += [cell for base in type(part).__mro__ for cell in _class_cells(base)]
         return cells
+
+
+def _has_users_code(part: Any) -> bool:
+    """Return whether this is a function or an object of the user, or holds one."""
+    if isinstance(part, FunctionType):
+        return is_users(part.__module__)
+    return is_users(type(part).__module__) or isinstance(part, functools.partial)
 
 
 def _callback_cells(callback: Any) -> Iterator[_Cell]:
@@ -216,17 +234,19 @@ def _class_cells(cls: type) -> Iterator[_Cell]:
 
 def _part_cells(part: Any) -> Iterator[_Cell]:
     """Yield the attributes in which a part of a model may remember something."""
-    cls = type(part)
-    is_part = _is_part(part)
-    is_object = is_users(cls.__module__) and not isinstance(part, type | FunctionType)
-    if not (is_part or is_object or isinstance(part, SimpleNamespace)) or has_hooks(part):
+    cls: Any = type(part)
+    is_keras = _is_part(part) or is_of_keras(cls)
+    is_object = is_users(cls.__module__) or isinstance(part, SimpleNamespace)
+    if isinstance(part, type | FunctionType) or has_hooks(part) or not (is_keras or is_object):
         return
-    by_fit = _names_in_keras(cls) if is_part else set()
+    if hasattr(part, "trainable"):
+        yield _Cell(f"{cls.__name__}.trainable", part, part.trainable)
+    if is_variable(part):
+        return
+    by_fit = _names_in_keras(cls) if is_keras else set()
     for name, value in attributes_of(part).items():
         if name not in by_fit and _is_plain(value):
             yield _Cell(f"{cls.__name__}.{name}", part, value)
-    if is_part and hasattr(part, "trainable"):
-        yield _Cell(f"{cls.__name__}.trainable", part, part.trainable)
 
 
 @functools.cache
