@@ -503,7 +503,7 @@ def test_a_trial_continues_exactly_with_callbacks_that_have(name: str) -> None:
     assert inexact(whole) is None and inexact(again) is None
 
 
-@pytest.mark.parametrize("make", [counting_class, counting_loss, endless_metric])
+@pytest.mark.parametrize("make", [counting_class, counting_loss])
 def test_a_trial_continues_exactly_with_models_that_count(make: Make) -> None:
     monitors = [trial.values for trial in continued(make)]
     assert monitors[0] == monitors[1]
