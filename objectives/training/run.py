@@ -21,12 +21,13 @@ import optuna
 
 from objectives.training.checkpoint import copy_values
 from objectives.training.checkpointer import Checkpointer
+from objectives.training.csv_log import CsvLogs
 from objectives.training.judge import Judge
-from objectives.training.memory import UnsavedMemory
 from objectives.training.recorder import FitResult, Recorder, check_monitor, numbers, scalars
 from objectives.training.seeds import EpochSeeds
 from objectives.training.settings import TrainingSettings
 from objectives.training.stopper import EpochInterrupted, Stopper
+from objectives.training.unsaved import UnsavedMemory
 
 
 class TrainingRun:
@@ -43,7 +44,7 @@ class TrainingRun:
         callbacks: The user's Keras callbacks.
         seeds: The random numbers of the current epoch.
         stopper: Ends the run.
-        memory: What the callbacks have changed that no checkpoint holds.
+        memory: What callbacks, model and loss have changed that no checkpoint holds.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class TrainingRun:
         self.callbacks = callbacks
         self._recorder = Recorder(settings, trial)
         self._judge = Judge(settings, trial, self._recorder)
-        self._checkpointer = Checkpointer(model, trial, settings, n_examples, callbacks)
+        self._followed = _with_history(callbacks)
+        self._checkpointer = Checkpointer(model, trial, settings, n_examples, self._followed)
         self.stopper = Stopper(model, trial, self._recorder, self._checkpointer)
         self.seeds = EpochSeeds(model, settings.seed, n_examples)
-        self.memory = UnsavedMemory(callbacks)
+        self.memory = UnsavedMemory(self._followed, model)
+        self._csv_logs: CsvLogs | None = None
 
     def resume(self) -> bool:
         """Restore the trial's checkpoint, if it has one; return whether epochs are left to train.
@@ -80,7 +83,10 @@ class TrainingRun:
         except BaseException as reason:  # result() raises it
             self.stopper.stop(reason)
         interrupted = self.stopper.reason is not None
-        return not (interrupted or state.ended or self._judge.is_finished())
+        goes_on = not (interrupted or state.ended or self._judge.is_finished())
+        if not goes_on:
+            self._checkpointer.restore_variables()
+        return goes_on
 
     def fit(self, extra_callbacks: Sequence[Any] = (), **data: Any) -> None:
         """Call `keras.Model.fit` for the epochs that are left.
@@ -89,7 +95,9 @@ class TrainingRun:
             extra_callbacks: Callbacks whose attributes are not saved.
             data: The arguments of `keras.Model.fit` that name the data.
         """
-        callbacks = [*self.callbacks, self._keras_callback(), *extra_callbacks]
+        self._csv_logs = CsvLogs(self.callbacks, self._recorder.history)
+        first, last = self._keras_callbacks()
+        callbacks = [first, *self._followed, last, *extra_callbacks]
         try:
             self.model.fit(
                 **data,
@@ -110,25 +118,33 @@ class TrainingRun:
             raise self.stopper.reason
         return self._recorder.result()
 
-    def _keras_callback(self) -> Any:
-        """Make the callback that follows `fit`.
+    def _keras_callbacks(self) -> tuple[Any, Any]:
+        """Make the callbacks that follow `fit`.
 
-        It stands behind the user's callbacks, so that a checkpoint holds what they have changed.
+        One stands before the user's callbacks, so that these find the generators seeded when an
+        epoch begins. The other stands behind them, so that a checkpoint holds what they have
+        changed.
         """
         import keras
 
-        return keras.callbacks.LambdaCallback(
-            on_train_begin=lambda logs: self._begin(),
+        first = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: self.seeds.begin_epoch(epoch),
+        )
+        last = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: self._begin(),
             on_train_batch_end=lambda batch, logs: self.stopper.check(),
             on_test_batch_end=lambda batch, logs: self.stopper.check(),
             on_epoch_end=lambda epoch, logs: self._end_epoch(logs or {}),
             on_train_end=lambda logs: self.memory.end(),
         )
+        return first, last
 
     def _begin(self) -> None:
-        self._checkpointer.restore_memory()
-        self.memory.begin()
+        inexact = self._checkpointer.restore_memory()
+        if self._csv_logs is not None:
+            self._csv_logs.put_back()
+        self.memory.begin(self._checkpointer.memory.variables)
+        self.memory.add(inexact)
 
     def _end_epoch(self, logs: Mapping[str, Any]) -> None:
         if self.stopper.reason is not None:
@@ -155,10 +171,21 @@ class TrainingRun:
         if is_best:
             self._recorder.best_weights = weights
         if self._checkpointer.saves:
+            self.memory.end()
             history = [*self._recorder.history, logs]
-            self._checkpointer.update(weights, self._recorder.best_weights, history)
+            best = self._recorder.best_weights
+            self._checkpointer.update(weights, best, history, self.memory.changed)
 
     def _judge_epoch(self) -> None:
         self._judge.check_pruned()
         if self._judge.is_finished():
             self.stopper.stop()
+
+
+def _with_history(callbacks: Sequence[Any]) -> list[Any]:
+    """Return the callbacks and the `History` that Keras would add, since others may read it."""
+    import keras
+
+    if any(isinstance(callback, keras.callbacks.History) for callback in callbacks):
+        return [*callbacks]
+    return [*callbacks, keras.callbacks.History()]

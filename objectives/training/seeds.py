@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from objectives.data.arrays import Array
-from objectives.training.unlisted import unlisted_variables
-
-_SEED_VARIABLE = "seed_generator_state"
+from objectives.training.unlisted import SEED_VARIABLE, unlisted_variables
 
 
 class EpochSeeds:
@@ -60,7 +58,7 @@ def reseed(model: Any, seed: int, epoch: int, unlisted: Sequence[Any] = ()) -> N
         unlisted: The states of `SeedGenerator`s elsewhere: in the loss, in the metrics, in
             functions.
     """
-    generators = [v for v in model.variables if v.path.endswith(_SEED_VARIABLE)]
+    generators = [v for v in model.variables if v.path.endswith(SEED_VARIABLE)]
     generators = [*generators, *unlisted]
     drawn = np.random.RandomState([seed, epoch, 1]).randint(1, 2**31 - 1, len(generators))
     for variable, start in zip(generators, drawn, strict=True):

@@ -27,11 +27,8 @@ from objectives import KerasObjective
 from objectives.mnist import mlp
 from objectives.training import plan
 from objectives.training.checkpoint import State
-from objectives.training.memory import (
-    UnsavedMemory,
-    callback_attributes,
-    restore_attributes,
-)
+from objectives.training.memory import callback_attributes, restore_attributes
+from objectives.training.unsaved import UnsavedMemory
 
 RATES = {"now": 0.05}
 
