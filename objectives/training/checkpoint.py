@@ -12,6 +12,7 @@ import io
 import json
 import math
 import operator
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
