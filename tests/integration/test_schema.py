@@ -361,7 +361,7 @@ def test_a_migration_that_cannot_lock_a_table_lets_readers_pass_and_tries_again(
 ) -> None:
     monkeypatch.setattr(schema, "LOCK_TIMEOUT", "200ms")
     execute(database_url, "UPDATE service.alembic_version SET version_num = '0004'")
-    execute(database_url, "DROP TABLE service.versions")
+    execute(database_url, "DROP TABLE service.versions, service.deletions")
     with connected(database_url) as blocker:
         blocker.execute(sqlalchemy.text("LOCK TABLE service.alembic_version IN SHARE MODE"))
         upgrading = threading.Thread(target=schema.upgrade, args=(database_url,))
