@@ -19,9 +19,15 @@ from service.errors import WorkFailed
 from service.storage import leases
 from service.storage.storage import StudyStorage
 from service.studies import housekeeping, usage
+from service.studies.permission import Permission
 from service.studies.transfer import _content
 from service.workers import presence
+from service.workers.devices import Device
+from service.workers.pool import Pool
 from service.workers.presence import WorkerProcess
+from service.workers.worker import Worker
+
+TESTS = Path(__file__).parents[1]
 
 
 def join(hall: Hall, study: Study, worker: str = "w1") -> None:
@@ -173,6 +179,25 @@ def test_rename(hall: Hall, study: Study) -> None:
     study.delete()
     with pytest.raises(UnknownStudy, match="has been deleted"):
         study.rename("x")
+
+
+def test_a_worker_that_knows_the_old_name_works(hall: Hall, study: Study) -> None:
+    hall.study("plain").rename("new")
+    assert study.name == "plain"
+    study.resume(n_trials=2)
+    study.name = "plain"
+    assert Worker(study, hall, study.spec.load(), "w1", "cpu").run() == 0
+    assert hall.study("new").progress().complete == 2
+
+
+def test_a_pool_that_knows_the_old_name_starts_workers(hall: Hall, study: Study) -> None:
+    study.resume(n_trials=1)
+    hall.study("plain").rename("new")
+    lines: list[str] = []
+    permission = Permission(path=str(TESTS))
+    pool = Pool(hall, study, [Device("cpu", 1)], lines.append, permission=permission)
+    assert pool.run() == 0, lines
+    assert hall.study("new").progress().complete == 1
 
 
 def test_linked_studies_learn_the_new_name(hall: Hall, study: Study) -> None:
