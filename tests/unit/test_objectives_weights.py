@@ -120,7 +120,8 @@ def test_weights_are_part_of_the_fingerprint() -> None:
     [
         ((X, Y, WEIGHTS[:-1]), r"sample weights of float64 \(229,\), must be 230 numbers"),
         ((X, Y, np.array(["a"] * len(X))), "sample weights of <U1"),
-        (((X, Y, WEIGHTS), (X, Y, WEIGHTS)), "must return"),
+        (((X, Y, WEIGHTS), (X, Y, WEIGHTS, X)), "must return"),
+        (((X, Y, WEIGHTS), (X, Y, WEIGHTS[:-1])), "test: sample weights of float64"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(returned: Any, message: str) -> None:
