@@ -85,7 +85,8 @@ class Spec:
     def from_json(cls, stored: Mapping[str, Any]) -> Spec:
         """The spec from a stored object; keys of a newer version are ignored."""
         known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in stored.items() if key in known})
+        found = {key: value for key, value in stored.items() if key in known}
+        return cls(**found | {"linked": _link(stored.get("linked"))})
 
     def check(self) -> None:
         """Refuse a sampler or pruner that cannot be made, before the study is created.
@@ -183,6 +184,14 @@ class Budget:
             raise ConfigurationError(f"a study has at most {MAX_TRIALS} trials")
         if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
             raise ConfigurationError("the timeout must be positive, and at most 3650d")
+
+
+def _link(stored: Any) -> dict[str, Any] | None:
+    """A stored link, if it has what every link has."""
+    if not isinstance(stored, dict):
+        return None
+    texts = (stored.get(key) for key in ("study", "uid", "purpose"))
+    return stored if all(isinstance(text, str) for text in texts) else None
 
 
 def refuse_contradictions(
