@@ -168,7 +168,7 @@ def result_command(linked: Mapping[str, Any]) -> str:
     """The command that shows what has come of a linked study."""
     words = [linked["purpose"], linked["study"]]
     if linked["purpose"] == REPRODUCE:
-        words.append(str(linked["trial"]))
+        words.append(str(linked.get("trial")))
     return shlex.join(["studyhall", *words])
 
 

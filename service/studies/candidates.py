@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -22,6 +23,7 @@ from service.studies.linked import (
     WITHDRAWN,
     Run,
     fresh_seed,
+    integer,
     parameters_key,
 )
 from service.studies.racing import Withdrawal
@@ -106,7 +108,7 @@ def missing(
     """
     trials, known = [*trials], {*candidates}
     confirmed = {parameters_key(trial) for trial in trials if trial.number in known}
-    best = best_distinct(trials, direction, int(attrs.get(TOP, len(known))))
+    best = best_distinct(trials, direction, integer(attrs, TOP) or len(known))
     return [trial.number for trial in best if parameters_key(trial) not in confirmed]
 
 
@@ -120,9 +122,9 @@ def by_candidate(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, FrozenTri
     """The runs of each candidate by seed index. Other trials of the study do not count."""
     runs: dict[int, dict[int, FrozenTrial]] = {}
     for trial in trials:
-        if {SOURCE, INDEX} <= trial.system_attrs.keys():
-            of = runs.setdefault(int(trial.system_attrs[SOURCE]), {})
-            of[int(trial.system_attrs[INDEX])] = trial
+        source, index = (integer(trial.system_attrs, key) for key in (SOURCE, INDEX))
+        if source is not None and index is not None:
+            runs.setdefault(source, {})[index] = trial
     return runs
 
 
@@ -137,7 +139,12 @@ def ended_values(runs: Mapping[int, FrozenTrial], direction: str) -> dict[int, f
 
 def facts(attrs: Mapping[str, Any]) -> dict[int, Withdrawal]:
     """The candidates that have been withdrawn, from the linked study's system attributes."""
-    found = (Withdrawal(**value) for key, value in attrs.items() if key.startswith(FACT))
+    names = {field.name for field in fields(Withdrawal)}
+    found = (
+        Withdrawal(**value)
+        for key, value in attrs.items()
+        if key.startswith(FACT) and isinstance(value, dict) and value.keys() == names
+    )
     return {one.candidate: one for one in found}
 
 

@@ -180,7 +180,8 @@ def _candidate(
     complete = [run for run in runs.values() if run.state is TrialState.COMPLETE]
     values = {i: run.values[0] for i, run in runs.items() if run.state is TrialState.COMPLETE}
     found = posterior.estimate([*values.values()])
-    tuned = first.system_attrs.get(TUNED)
+    stored = first.system_attrs.get(TUNED)
+    tuned = float(stored) if isinstance(stored, int | float) else None
     epochs = [run.user_attrs.get("epoch") for run in complete]
     return Candidate(
         number=number,

@@ -245,8 +245,14 @@ def _enqueue(connection: Connection, study_id: int, runs: Sequence[Run]) -> None
 
 def seed_of(study_seed: int, trial: FrozenTrial) -> int:
     """A trial's `trial.seed`: its own, if it was enqueued with one."""
-    own = trial.system_attrs.get(SEED)
-    return factory.trial_seed(study_seed, trial.number) if own is None else int(own)
+    own = integer(trial.system_attrs, SEED)
+    return factory.trial_seed(study_seed, trial.number) if own is None else own
+
+
+def integer(attrs: Mapping[str, Any], key: str) -> int | None:
+    """An attribute that is a whole number; None for anything else, which we have not written."""
+    value = attrs.get(key)
+    return value if isinstance(value, int) else None
 
 
 def fresh_seed(study_seed: int, kind: str, index: int) -> int:

@@ -75,7 +75,9 @@ class Retraining:
             attrs = {} if study_id is None else self._storage.get_study_system_attrs(study_id)
             known = candidates.by_candidate(before)
             return candidates.plan(
-                candidates.extended([by_number[number] for number in known], best),
+                candidates.extended(
+                    [by_number[number] for number in known if number in by_number], best
+                ),
                 candidates.facts(attrs),
                 max([seeds, *(1 + max(of) for of in known.values())]),
                 self._spec.seed,
@@ -90,7 +92,7 @@ class Retraining:
         run = Run(
             trial,
             linked.seed_of(self._spec.seed, trial),
-            split_seed=trial.system_attrs.get(linked.SPLIT_SEED),
+            split_seed=linked.integer(trial.system_attrs, linked.SPLIT_SEED),
             last_step=reproduction.last_step(trial),
         )
         return self._ensure(

@@ -115,7 +115,7 @@ class Spec:
         if known.get("direction", "minimize") not in ("minimize", "maximize"):
             raise UnreadableRow(f"in its spec, direction cannot be {known['direction']!r:.60}")
         try:
-            return cls(**known)
+            return cls(**{**known, "linked": _link(known.get("linked"))})
         except ConfigurationError as error:
             raise UnreadableRow(f"in its spec, {error}") from error
 
@@ -258,6 +258,14 @@ class Budget:
             raise ConfigurationError(f"a study has at most {MAX_TRIALS} trials")
         if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
             raise ConfigurationError("the timeout must be positive, and at most 3650d")
+
+
+def _link(stored: Any) -> dict[str, Any] | None:
+    """A stored link, if it has what every link has."""
+    if not isinstance(stored, dict):
+        return None
+    texts = (stored.get(key) for key in ("study", "uid", "purpose"))
+    return stored if all(isinstance(text, str) for text in texts) else None
 
 
 def refuse_contradictions(

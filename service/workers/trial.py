@@ -15,7 +15,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from service.artifacts.checkpoints import SavedState, TrialCheckpoints
 from service.sampling import factory
 from service.storage.storage import StudyStorage
-from service.studies.linked import LAST_STEP, SOURCE, SPLIT_SEED, seed_of
+from service.studies.linked import LAST_STEP, SOURCE, SPLIT_SEED, integer, seed_of
 from service.workers.model import TrialModel
 from service.workers.outage import Outage
 from service.workers.stop_requests import (
@@ -99,8 +99,8 @@ class Trial(optuna.Trial):
         self._outage = outage
         trial = self._cached_frozen_trial
         self._seed = seed_of(study_seed, trial)
-        self._split_seed = trial.system_attrs.get(SPLIT_SEED)
-        self._last_step = trial.system_attrs.get(LAST_STEP)
+        self._split_seed = integer(trial.system_attrs, SPLIT_SEED)
+        self._last_step = integer(trial.system_attrs, LAST_STEP)
         self._fixed = {*trial.params} if SOURCE in trial.system_attrs else None
         self._suggested: set[str] = set()
         self._unwritten: dict[int, float] = {}
@@ -238,7 +238,7 @@ class Trial(optuna.Trial):
         if self._last_step is None:
             return False
         reported = max(self._cached_frozen_trial.intermediate_values, default=-1)
-        return reported >= int(self._last_step)
+        return reported >= self._last_step
 
     def _pruner_prunes(self) -> bool:
         """The pruner's decision; False during an outage, and in an audited trial."""

@@ -1,10 +1,17 @@
-"""Shell: the real command, in a process of its own; and waiting for a condition."""
+"""Shell: the real command, in a process of its own; and waiting for a condition.
+
+A command that a test waits for runs in a fork of a process that has imported studyhall. One that
+runs beside the test, and is killed perhaps, is started by Python.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +24,19 @@ TESTS = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "service"]
 
 
+@functools.cache
+def preforked() -> subprocess.Popen[str]:
+    """The process whose forks run the commands of this pytest process."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("prefork.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
 @dataclass
 class Shell:
     """Runs `studyhall` against one database, in the folder of the stubs."""
@@ -27,15 +47,22 @@ class Shell:
     def __call__(
         self, *words: str, check: bool = True, folder: Path = TESTS
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*COMMAND, *words],
-            cwd=folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        server = preforked()
+        assert server.stdin is not None and server.stdout is not None
+        with tempfile.TemporaryDirectory() as output:
+            out, err = Path(output, "out"), Path(output, "err")
+            request = {
+                "words": words,
+                "folder": str(folder),
+                "environment": self.environment,
+                "out": str(out),
+                "err": str(err),
+            }
+            server.stdin.write(json.dumps(request) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+            texts = out.read_text(), err.read_text()
+        done = subprocess.CompletedProcess(words, code, *texts)
         if check:
             assert done.returncode == 0, done.stderr + done.stdout
         return done

@@ -6,6 +6,7 @@ import threading
 
 import optuna
 import pytest
+import sqlalchemy
 import stubs
 from optuna.trial import TrialState
 
@@ -16,6 +17,10 @@ from service.studies import candidates, linked
 from service.studies.confirmation import Confirmation
 from service.workers.worker import Worker
 
+LINK = sqlalchemy.text(
+    """UPDATE service.studies SET spec = spec || jsonb_build_object('linked', CAST(:link AS jsonb))
+        WHERE study_id = :study_id"""
+)
 GRID = {"search_space": {"configuration": [*range(31)]}}
 
 
@@ -320,3 +325,30 @@ def test_a_stopped_confirmation_keeps_what_it_has_and_is_resumed_as_any_study(ha
     again.resume()
     work(hall, again)
     assert confirmed(study).is_final
+
+
+def test_rows_that_we_have_not_written_break_nothing(hall: Hall) -> None:
+    study = searched(hall, "quick", 2)
+    again = study.confirm(top=2, seeds=2)
+    with hall.engine.begin() as connection:
+        for statement in (
+            """UPDATE public.trial_system_attributes SET value_json = '"x"'
+                WHERE key IN ('studyhall:tuned', 'studyhall:seed', 'studyhall:split_seed')""",
+            """UPDATE public.trial_system_attributes SET value_json = '"x"'
+                WHERE key = 'studyhall:source' AND trial_id % 2 = 0""",
+            """UPDATE public.study_system_attributes SET value_json = '[]'""",
+            """INSERT INTO public.study_system_attributes (study_id, key, value_json)
+               SELECT study_id, 'studyhall:withdrawn:0', '{"seeds": "x"}' FROM public.studies""",
+        ):
+            connection.execute(sqlalchemy.text(statement.replace(":", r"\:")))
+    assert work(hall, again) == 0
+    found = confirmed(study)
+    assert [(one.tuned, one.complete) for one in found.candidates] in (
+        [(None, 2)],
+        [(None, 1)] * 2,
+    )
+    for link in ("[]", '"x"', '{"uid": 1}'):
+        with hall.engine.begin() as connection:
+            connection.execute(LINK, {"link": link, "study_id": again.study_id})
+        assert hall.study(again.name).spec.linked is None
+        assert study.confirmation() is None
