@@ -1,7 +1,7 @@
 """Runs `studyhall` commands in forks of a process that has imported it: a start takes no second.
 
-Reads a JSON object a line: ``words``, ``folder``, ``environment``, and ``out`` and ``err``, files for
-the output. Writes the exit code of each command. Everything else is as in a process of its own.
+Reads a JSON object a line: ``words``, ``folder``, ``environment``, and ``out`` and ``err``, files
+for the output. Writes the exit code of each command.
 """
 
 from __future__ import annotations

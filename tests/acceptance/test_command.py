@@ -158,8 +158,8 @@ def test_database_commands(shell: Shell) -> None:
         ("best nothing", 2, "there is no study"),
         ("--database-url mysql://x/y status", 2, "must be PostgreSQL"),
         ("--database-url postgresql://u:secret@127.0.0.1:9/d status", 3, "cannot reach"),
-        ("frobnicate", 2, "no such command 'frobnicate'; see python -m service --help"),
-        ("run", 2, "missing argument 'OBJECTIVE'; see python -m service run --help"),
+        ("frobnicate", 2, "no such command 'frobnicate'; see studyhall --help"),
+        ("run", 2, "missing argument 'OBJECTIVE'; see studyhall run --help"),
         ("run stubs:quick --bogus", 2, "no such option '--bogus'"),
     ],
 )
