@@ -68,7 +68,8 @@ def test_doctor_imports_nothing_that_it_was_not_told_to(
     assert "those of s are not examined: nothing here allows their import" in done.stdout
     assert "studyhall doctor s --path ." in shell("doctor", "s", folder=foreign).stdout
     assert not (tmp_path / "ran").exists()
-    shell("doctor", "--path", ".", folder=foreign)
+    done = shell("doctor", "--path", ".", folder=foreign, check=False)
+    assert "evil.py is new, stubs.py is missing" in done.stdout
     assert (tmp_path / "ran").exists()
 
 

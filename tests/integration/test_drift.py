@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from service import Budget, DataMismatch, Hall, SourceMismatch, Spec, Study, doc
 from service.studies import provenance, registry
 from service.studies.permission import Permission
 from service.studies.source import Source
+from service.workers import process
+from service.workers.assignment import Assignment
 from service.workers.worker import Worker
 
 ONE = Source("/one", {"mine.py": "1" * 64, "helper.py": "2" * 64})
@@ -50,6 +53,41 @@ def test_the_first_worker_of_an_old_study_sets_its_source(old_study: Study) -> N
     assert old_study.check_source(OTHER, allow_drift=True) == ["helper.py changed"]
     with pytest.raises(SourceMismatch):
         old_study.check_source(OTHER)  # what was allowed once does not become the study's
+
+
+def test_a_worker_process_refuses_another_source_unless_it_may_drift(
+    hall: Hall, study: Study
+) -> None:
+    here = Permission(("stubs",))
+    assignment = Assignment(
+        study=study.name,
+        worker="w",
+        device="cpu",
+        database_url=hall.url,
+        home=str(hall.settings.home),
+        lease_seconds=3.0,
+        database_patience=5.0,
+        artifacts=None,
+        data_dir=None,
+        permission=here,
+        recycle_after=None,
+        max_rss=None,
+        command="studyhall worker plain",
+    )
+    assert Assignment.from_line(assignment.to_line().encode()) == assignment
+    execute(hall, "UPDATE service.studies SET source = NULL")
+    study.check_source(ONE)
+    with pytest.raises(SourceMismatch, match=r"stubs\.py is new"):
+        process.run_worker(assignment)
+    assert study.progress().begun == 0 and study.progress().drift is None
+
+    may_drift = replace(assignment, permission=replace(here, drift=True))
+    assert process.run_worker(may_drift) == 0
+    words = ["helper.py is missing", "mine.py is missing", "stubs.py is new"]
+    assert study.progress().drift == {"source": words}
+    (worker,) = study.provenance()["workers"]
+    assert (worker["attempts"], worker["document"]["drift"]) == (10, {"source": words})
+    assert worker["document"]["command"] == "studyhall worker plain"
 
 
 def test_the_doctor_says_so_but_sets_nothing(hall: Hall, study: Study) -> None:
