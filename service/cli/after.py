@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -11,10 +10,12 @@ import click
 from service.cli import display
 from service.cli.console import err, out, print_plain
 from service.cli.options import Context, Duration, option
+from service.cli.work import command
 from service.errors import ConfigurationError, WorkFailed
 from service.settings import without_credentials
 from service.studies import transfer
 from service.studies.housekeeping import refuse_live_workers
+from service.studies.permission import Permission
 from service.studies.sweep import Sweep
 from service.studies.usage import bytes_text
 
@@ -85,9 +86,10 @@ def rename(context: Context, name: str, new: str) -> None:
 @click.pass_obj
 def copy(context: Context, name: str, new: str) -> None:
     """Copy a study with its trials, attempts and budget; workers may go on meanwhile."""
-    progress = context.hall().copy(name, new).progress()
+    made = context.hall().copy(name, new)
+    progress = made.progress()
     say(f"{name} is copied to {new}: {progress.count_line}{_interrupted(progress.interrupted)}")
-    say(f"go on with: studyhall resume {shlex.quote(new)}")
+    say(f"go on with: {command('resume', made, Permission.of_environment())}")
 
 
 def _interrupted(count: int) -> str:

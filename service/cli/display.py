@@ -299,9 +299,9 @@ def usage(found: Usage) -> RenderableType:
     for study in found.studies:
         sizes = (study.database, study.checkpoints, study.models, study.total)
         table.add_row(Text(visible(study.study)), str(study.trials), *map(bytes_text, sizes))
-    others = (
-        "" if found.other_artifacts is None else f", {bytes_text(found.other_artifacts)} of others"
-    )
+    others = ""
+    if found.other_artifacts:
+        others = f", {bytes_text(found.other_artifacts)} of no study of this database"
     lines = [
         f"tables of all studies, with indexes: {bytes_text(found.tables)}",
         f"artifact store: {found.store}{others}",
