@@ -208,7 +208,7 @@ class ProgressReader:
         }
         statement = text(PROGRESS.format(best=best(self.maximize)))
         row = connection.execute(statement, arguments).one_or_none()
-        if row is None:
+        if row is None or row.study_name is None:  # plain Optuna deletes its own rows only
             raise UnknownStudy(f"study {self._name!r} has been deleted")
         counts.add(row, self.maximize)
         return row

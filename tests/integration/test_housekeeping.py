@@ -200,6 +200,14 @@ def test_a_pool_that_knows_the_old_name_starts_workers(hall: Hall, study: Study)
     assert hall.study("new").progress().complete == 1
 
 
+def test_a_study_that_plain_optuna_has_deleted_has_no_progress(hall: Hall, study: Study) -> None:
+    stock = RDBStorage(hall.url, skip_table_creation=True)
+    stock.delete_study(study.study_id)
+    stock.engine.dispose()
+    with pytest.raises(UnknownStudy, match="study 'plain' has been deleted"):
+        study.progress()
+
+
 def test_linked_studies_learn_the_new_name(hall: Hall, study: Study) -> None:
     linked = hall.create("plain-confirm", Spec("stubs:quick"), Budget(1))
     with hall.engine.begin() as connection:
