@@ -244,7 +244,7 @@ class KerasObjective:
             MemoryError: The model does not fit into the memory of the machine or the device.
         """
         with _memory_errors():
-            return self._with_split_of(trial)._run(trial)
+            return self._with_split(getattr(trial, "split_seed", None))._run(trial)
 
     def _run(self, trial: optuna.Trial) -> float:
         repeats = repeats_of(self.settings)
@@ -252,9 +252,8 @@ class KerasObjective:
             return self._train(trial, self.dataset())
         return Repeats(trial, *repeats, self.settings).run(self._train_repeat)
 
-    def _with_split_of(self, trial: optuna.Trial) -> Self:
-        """This objective, with the trial's own split if the trial has one."""
-        seed = getattr(trial, "split_seed", None)
+    def _with_split(self, seed: int | None) -> Self:
+        """This objective with another split, if a seed is given."""
         if seed is None:
             return self
         return replace(self, settings=self.settings.changed({"split_seed": seed}))
@@ -299,6 +298,7 @@ class KerasObjective:
         seed: int,
         part: Literal["validation", "test"],
         alone: bool = False,
+        split_seed: int | None = None,
     ) -> dict[str, Any]:
         """Measure the saved model of a trial on the validation part or on the sealed test set.
 
@@ -309,6 +309,7 @@ class KerasObjective:
             part: What to measure it on.
             alone: Load a ``.keras`` file as it is, as whoever gets it does; else only the weights
                 are read from the file, and `build` makes the model.
+            split_seed: The trial's own split seed, if it has one.
 
         Returns:
             As `objectives.evaluation.measure` does.
@@ -317,13 +318,21 @@ class KerasObjective:
             BuildError: `build` makes another model now, or the file cannot be loaded alone.
             DataError: There is no test set, or its file is broken.
         """
-        validation = self.dataset().validation_arrays
-        arrays = validation if part == "validation" else self.test_arrays()
-        own = path.suffix == ".keras" and alone
-        model = load_model(path) if own else self._rebuild(path, params, seed)
+        own = self._with_split(split_seed)
+        arrays = own.dataset().validation_arrays if part == "validation" else own.test_arrays()
+        as_it_is = path.suffix == ".keras" and alone
+        model = load_model(path) if as_it_is else own._rebuild(path, params, seed)
         return measure(model, arrays, self.settings.validation_batch_size or params["batch_size"])
 
-    def export(self, path: Path, params: Mapping[str, Any], *, seed: int, folder: Path) -> Path:
+    def export(
+        self,
+        path: Path,
+        params: Mapping[str, Any],
+        *,
+        seed: int,
+        folder: Path,
+        split_seed: int | None = None,
+    ) -> Path:
         """Write the saved model of a trial as a file for others; return its path in `folder`.
 
         The weights are those of the saved file, the model is what `build` makes.
@@ -331,7 +340,7 @@ class KerasObjective:
         Raises:
             BuildError: `build` makes another model now.
         """
-        model = self._rebuild(path, params, seed)
+        model = self._with_split(split_seed)._rebuild(path, params, seed)
         return write_model(model, model.get_weights(), folder)
 
     def _rebuild(self, path: Path, params: Mapping[str, Any], seed: int) -> Any:

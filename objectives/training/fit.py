@@ -117,7 +117,7 @@ def fit(
         run = TrainingRun(trained, trial, settings, dataset.train.size, callbacks)
         if run.resume():
             attributes |= _train(run, dataset, programs, resident_limit)
-            attributes |= _inexact(run, attributes.pop("random_ops"))
+        attributes |= _inexact(run, attributes.pop("random_ops", set()))
     if run.stopper.reason is None or isinstance(run.stopper.reason, optuna.TrialPruned):
         trial.set_user_attr("training", attributes)
     return run.result()

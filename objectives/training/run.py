@@ -86,6 +86,7 @@ class TrainingRun:
         goes_on = not (interrupted or state.ended or self._judge.is_finished())
         if not goes_on:
             self._checkpointer.restore_variables()
+            self.memory.add(state.inexact)
         return goes_on
 
     def fit(self, extra_callbacks: Sequence[Any] = (), **data: Any) -> None:

@@ -14,15 +14,17 @@ from service.cli.options import (
     Context,
     WorkerOptions,
     data_dir_option,
+    full_path,
     option,
     permission_options,
     with_worker_options,
 )
 from service.cli.work import command, conclude, conclude_stopped, require, train
-from service.errors import WorkFailed
+from service.errors import StudyhallError, WorkFailed
 from service.studies.hall import Hall
 from service.studies.permission import Permission
 from service.studies.study import Study
+from service.studies.winner import Opening
 
 
 @click.command()
@@ -71,15 +73,33 @@ def confirm(
     found = study.confirmation()
     if found is None:
         raise WorkFailed(f"the confirmation of study {name!r} has been deleted")
+    test = measure_once(study, permission, data_dir) if found.winner else study.openings()
     if as_json:
-        print_plain(display.to_json(found.to_json()))
+        rows = [opening.to_json() for opening in test]
+        print_plain(display.to_json({**found.to_json(), "test": rows}))
     else:
         out.print(tables.confirmation(found))
+        if test:
+            out.print(display.openings_line(test), markup=False, soft_wrap=True)
     if found.is_final and found.winner is None:
         raise WorkFailed(
             f"no candidate of study {name!r} has more complete runs than failed ones; see why: "
             f"studyhall trials {shlex.quote(linked.name)}"
         )
+
+
+def measure_once(study: Study, permission: Permission, data_dir: str | None) -> list[Opening]:
+    """Measure the winner on the test set, unless it was opened before; return all openings.
+
+    An objective that cannot be measured, or has no test set, is no error here.
+    """
+    if not study.openings():
+        try:
+            study.evaluate(permission=permission, data_dir=full_path(data_dir))
+        except StudyhallError as error:
+            line = f"the winner is not measured on the test set: {error}"
+            err.print(display.visible(line), markup=False, soft_wrap=True)
+    return study.openings()
 
 
 @click.command()

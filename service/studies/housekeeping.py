@@ -26,7 +26,7 @@ log = logging.getLogger("studyhall")
 LEAVE_SECONDS = 30.0
 """For so long a forced deletion waits for workers that finish their epoch."""
 
-ARTIFACT = re.compile(r"(checkpoints|models)/[0-9A-Za-z_-]{1,64}")
+ARTIFACT = re.compile(r"checkpoints/[0-9A-Za-z_-]{1,64}|models/[0-9A-Za-z_-][0-9A-Za-z_.-]{0,120}")
 """Names that may be removed. Rows are data: a stored uid could lead anywhere."""
 
 UNLIMITED = text("SET LOCAL statement_timeout = 0")

@@ -28,6 +28,9 @@ from service.studies.spec import Spec
 CONFIRM, REPRODUCE, REFIT = "confirm", "reproduce", "refit"
 """What a linked study is for: `Spec.linked["purpose"]`."""
 
+KEPT = {CONFIRM: 2**31 - 1, REPRODUCE: 0, REFIT: 1}
+"""How many models are kept: all of a confirmation, whose winner is not known before its end."""
+
 SEED = "studyhall:seed"
 SOURCE = "studyhall:source"
 INDEX = "studyhall:seed_index"
@@ -56,6 +59,11 @@ FIND = text(
 LOCK_BUDGET = text(
     """-- As every claim does: no worker counts the budget while it grows.
     SELECT FROM service.studies WHERE study_id = :study_id FOR UPDATE"""
+)
+COPY_SOURCE = text(
+    """-- The objective's source of the other study, and where it came from.
+    UPDATE service.studies new SET source = old.source, provenance = old.provenance
+      FROM service.studies old WHERE new.study_id = :study_id AND old.uid = :uid"""
 )
 ENQUEUED = text(
     """-- Source and seed index of every trial of a linked study.
@@ -220,6 +228,8 @@ def _create(
         sampler_arguments={},
         pruner="none",
         pruner_arguments={},
+        pruner_audit=0.0,
+        keep=KEPT[link.purpose],
         linked=link.to_json(),
     )
     for name in itertools.chain([base], (f"{base}-{i}" for i in itertools.count(2))):
@@ -229,6 +239,8 @@ def _create(
             break
     row = insert(StudyRow).values(study_id=study_id, spec=whole.to_json(), n_trials=0)
     connection.execute(row if data is None else row.values(data=dict(data)))
+    # A worker whose source differs from that study's is refused here, too.
+    connection.execute(COPY_SOURCE, {"study_id": study_id, "uid": link.uid})
     return int(cast(int, study_id)), name
 
 

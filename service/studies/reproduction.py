@@ -14,12 +14,13 @@ that was pruned or that failed is trained up to the last step that it reported. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from service.studies import provenance
 from service.studies.records import Attempt
 
 IDENTICAL, WITHIN_NOISE, DIFFERENT = "identical", "within noise", "different"
@@ -122,6 +123,10 @@ class Reproduction:
         }
 
 
+EXPECTED = ("command",)
+"""What always differs between a search and a repetition."""
+
+
 def same(one: float, other: float) -> bool:
     """Whether two numbers are equal, bit for bit; a NaN equals a NaN."""
     return one == other or (math.isnan(one) and math.isnan(other))
@@ -137,12 +142,14 @@ def last_step(trial: FrozenTrial) -> int | None:
 def compare(
     recorded: tuple[str, FrozenTrial, Sequence[Attempt]],
     repeated: tuple[str, FrozenTrial, Sequence[Attempt]],
+    documents: Mapping[str, Mapping[str, Any]],
 ) -> Reproduction:
     """The trial beside its repetition.
 
     Args:
         recorded: The study's name, the trial and its attempts.
         repeated: The same of the linked study.
+        documents: The provenances of the attempts by their names.
     """
     study, trial, before = recorded
     name, again, after = repeated
@@ -154,7 +161,7 @@ def compare(
         repeated_state=again.state.name.lower(),
         cause=after[-1].cause if after else None,
         comparisons=comparisons(trial, again),
-        changes=changes(before, after),
+        changes=changes(before, after, documents),
     )
 
 
@@ -175,21 +182,35 @@ def _value(trial: FrozenTrial) -> float | None:
     return float(trial.values[0]) if complete else None
 
 
-def changes(before: Sequence[Attempt], after: Sequence[Attempt]) -> list[str]:
-    """What differs between the attempts at both trials, in words; here provenance belongs.
+def changes(
+    before: Sequence[Attempt],
+    after: Sequence[Attempt],
+    documents: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """What differs between the provenances of both trials, in words.
 
     Args:
         before: The attempts at the recorded trial.
         after: The attempts at its repetition.
+        documents: Their provenances by name.
     """
-    found = []
-    for name in ("host", "device"):
-        old, new = (_places(attempts, name) for attempts in (before, after))
-        if old != new:
-            found.append(f"{name}: {old}, now {new}")
-    return found
+    one, other = (_document(attempts, documents) for attempts in (before, after))
+    if one is None or other is None:
+        return ["the provenance of one of them is not known"]
+    found = provenance.differences(one, other)
+    return [
+        f"{name}: {_shown(old)}, now {_shown(new)}"
+        for name, (old, new) in found.items()
+        if name.partition(".")[0] not in EXPECTED
+    ]
 
 
-def _places(attempts: Sequence[Attempt], name: str) -> str:
-    known = (getattr(attempt, name) for attempt in attempts)
-    return ", ".join(dict.fromkeys(place for place in known if place)) or "unknown"
+def _document(
+    attempts: Sequence[Attempt], documents: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """The provenance of the attempt that ended the trial."""
+    return documents.get(attempts[-1].provenance or "") if attempts else None
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else f"{value!s:.80}"

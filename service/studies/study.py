@@ -251,6 +251,10 @@ class Study:
         with self._engine.connect() as connection:
             return self._feasible.find(connection)
 
+    def best_of(self, trial: FrozenTrial) -> Best:
+        """A complete trial in the form of `best`."""
+        return self._make_best(trial, trial.values[0])
+
     def _make_best(self, trial: FrozenTrial, value: float) -> Best:
         seed = linked.seed_of(self.spec.seed, trial)
         epoch = best_epoch(trial, value, self.spec.direction)
@@ -294,8 +298,7 @@ class Study:
 
     def openings(self) -> list[Opening]:
         """The measurements on the sealed test set, the first one first."""
-        with self._engine.connect() as connection:
-            return winner.openings(connection, self.study_id)
+        return winner.openings(self._engine, self.study_id)
 
     def evaluate(
         self,
@@ -654,10 +657,13 @@ class Study:
         for study in reversed(self.linked(REPRODUCE)):
             if (study.spec.linked or {}).get("trial") == number:
                 (repeated,) = self._storage.get_all_trials(study.study_id)
-                return reproduction.compare(
-                    (self.name, trial, self.attempts().get(trial._trial_id, [])),
-                    (study.name, repeated, study.attempts().get(repeated._trial_id, [])),
-                )
+                before = self.attempts().get(trial._trial_id, [])
+                after = study.attempts().get(repeated._trial_id, [])
+                names = [of.provenance for of in (*before, *after) if of.provenance]
+                with self._engine.connect() as connection:
+                    documents = provenance.read(connection, names)
+                recorded, again = (self.name, trial, before), (study.name, repeated, after)
+                return reproduction.compare(recorded, again, documents)
         return None
 
     def refit(self, permission: Permission | None = None) -> Study:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ConfigurationError, StudyhallError, headline
+from service.studies import drift, registry
 from service.studies.permission import Permission
 from service.studies.spec import Spec
 
@@ -33,24 +34,28 @@ class Task:
     """A call of one of the objective's methods.
 
     Attributes:
+        study: The study's name.
         spec: The study's spec.
         permission: What the process may import.
         data_dir: Folder of the data on this machine; None: the spec's.
         method: ``evaluate`` or ``export``.
         arguments: Its arguments; those whose name is ``path`` or ``folder`` are paths.
+        data: What identifies the study's data; None: unknown.
     """
 
+    study: str
     spec: Spec
     permission: Permission
     data_dir: str | None
     method: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
 
     def run(self) -> Any:
         """Call the method in a new process; return what it returns, as JSON.
 
         Raises:
-            ConfigurationError: The objective cannot be loaded, or has no such method.
+            ConfigurationError: The objective cannot be loaded, has no such method, or other data.
             TaskFailed: The method failed.
         """
         self.spec.require(self.permission)
@@ -80,20 +85,22 @@ class Task:
     def from_json(cls, values: Mapping[str, Any]) -> Task:
         """The task that `to_json` wrote."""
         allowed = values["permission"]
-        permission = Permission(tuple(allowed["allow"]), allowed["path"], allowed["pickle"])
+        permission = Permission(**{**allowed, "allow": tuple(allowed["allow"])})
         return cls(
+            values["study"],
             Spec.from_json(values["spec"]),
             permission,
             values["data_dir"],
             values["method"],
             values["arguments"],
+            values["data"],
         )
 
     def call(self) -> Any:
         """Call the method here.
 
         Raises:
-            ConfigurationError: The objective cannot be loaded, or has no such method.
+            ConfigurationError: The objective cannot be loaded, has no such method, or other data.
         """
         objective = self.spec.load(self.data_dir, self.permission)
         method = getattr(objective, self.method, None)
@@ -102,6 +109,9 @@ class Task:
                 f"the objective {self.spec.objective!r} has no method {self.method}(), which "
                 "makes a model again from its file; KerasObjective has one"
             )
+        here = registry.data_of(objective)
+        if here is not None and self.data is not None:
+            drift.of_data(self.study, here, self.data, allowed=self.permission.drift)
         paths = ("path", "folder")
         given = {k: Path(v) if k in paths else v for k, v in self.arguments.items()}
         result = method(**given)

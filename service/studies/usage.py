@@ -41,6 +41,10 @@ ROWS = text(
         UNION ALL SELECT c.study_id, pg_column_size(c.*)
           FROM service.attempts c JOIN chosen USING (study_id)
         UNION ALL SELECT c.study_id, pg_column_size(c.*)
+          FROM service.models c JOIN chosen USING (study_id)
+        UNION ALL SELECT c.study_id, pg_column_size(c.*)
+          FROM service.openings c JOIN chosen USING (study_id)
+        UNION ALL SELECT c.study_id, pg_column_size(c.*)
           FROM service.studies c JOIN chosen USING (study_id))
     SELECT chosen.study_name,
            (SELECT count(*) FROM t WHERE t.study_id = chosen.study_id) AS trials,

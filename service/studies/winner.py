@@ -9,25 +9,29 @@ import math
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from optuna.trial import FrozenTrial
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Engine, text
 
 from service.artifacts.models import ModelFiles
 from service.artifacts.store import Store
-from service.errors import ConfigurationError, WorkFailed
+from service.errors import ConfigurationError, StudyhallError, WorkFailed
 from service.settings import Settings
 from service.storage import kept_models
 from service.storage.kept_models import KeptModel
 from service.studies import card
+from service.studies.confirmation import Confirmation
+from service.studies.linked import CONFIRM, SOURCE, SPLIT_SEED
 from service.studies.permission import Permission
 from service.studies.progress import Best, Progress
+from service.studies.source import Source
 from service.studies.spec import Spec
 from service.studies.task import Task
 
@@ -48,6 +52,16 @@ OPEN = text(
     """-- Record an opening before the test set is read.
     INSERT INTO service.openings (study_id, number, sha256, who)
     VALUES (:study_id, :number, :sha256, :who) RETURNING opening_id"""
+)
+ROOT = text(
+    """-- The study to which a study is linked, if that is still there.
+    SELECT root.study_id FROM service.studies linked
+      JOIN service.studies root ON root.uid = linked.spec->'linked'->>'uid'
+     WHERE linked.study_id = :study_id"""
+)
+WITHDRAW = text(
+    """-- Delete the record of an opening that has measured nothing.
+    DELETE FROM service.openings WHERE opening_id = :opening_id"""
 )
 MEASURED = text(
     """-- The result of an opening.
@@ -71,11 +85,26 @@ class Searched(Protocol):
     def settings(self) -> Settings: ...
 
     @property
+    def optuna(self) -> optuna.Study: ...
+
+    @property
     def best(self) -> Best | None: ...
 
     def progress(self) -> Progress: ...
 
     def trial(self, trial_id: int) -> FrozenTrial: ...
+
+    def best_of(self, trial: FrozenTrial) -> Best: ...
+
+    def confirmation(self) -> Confirmation | None: ...
+
+    def linked(self, purpose: str | None = None) -> Sequence[Searched]: ...
+
+    def read_source(self, permission: Permission | None = None) -> Source | None: ...
+
+    def check_source(
+        self, here: Source | None, *, allow_drift: bool = False
+    ) -> list[str] | None: ...
 
 
 @dataclass(frozen=True)
@@ -103,34 +132,81 @@ class Opening:
 
 @dataclass(frozen=True)
 class Winner:
-    """The winner of a study: its best trial, with its model."""
+    """The winner of a study, with its model.
 
+    Attributes:
+        number: The trial of the study whose parameters it has.
+        trial: The trial that was trained: that one, or its median run in the confirmation.
+        model: Its model.
+        split_seed: The trial's own split seed, if it has one.
+        confirmation: The confirmation that it has won; None: it is the best trial of the search.
+    """
+
+    number: int
     trial: Best
     model: KeptModel
+    split_seed: int | None = None
+    confirmation: Confirmation | None = None
 
 
-def openings(connection: Connection, study_id: int) -> list[Opening]:
-    """The openings of a study's test set, the first one first."""
-    rows = connection.execute(OPENINGS, {"study_id": study_id})
-    return [Opening(*row) for row in rows]
+def openings(engine: Engine, study_id: int) -> list[Opening]:
+    """The openings of a study's test set, the first one first; of a linked one, its root's."""
+    with engine.connect() as connection:
+        return _openings(connection, _root(connection, study_id))
+
+
+def _openings(connection: Connection, root: int) -> list[Opening]:
+    return [Opening(*row) for row in connection.execute(OPENINGS, {"study_id": root})]
+
+
+def _root(connection: Connection, study_id: int) -> int:
+    """The study at the end of the links: there is one test set for all of them."""
+    root = connection.execute(ROOT, {"study_id": study_id}).scalar()
+    return study_id if root is None else int(root)
 
 
 def find_winner(study: Searched) -> Winner:
-    """The best trial of a study and its model.
+    """The winner of the confirmation, if there is one, else the best trial; with its model.
+
+    Of a confirmed winner, the run with the median value counts: the best of its runs would be the
+    luckiest.
 
     Raises:
-        WorkFailed: No trial is complete, or the best one's model was not kept.
+        WorkFailed: No trial is complete, or the model was not kept.
     """
+    confirmation = study.confirmation()
+    if confirmation is not None and (candidate := confirmation.winner) is not None:
+        return _median_run(study, confirmation, candidate.number)
     best = study.best
     if best is None:
         raise WorkFailed(f"no feasible trial of study {study.name!r} is complete")
     maximize = study.spec.direction == "maximize"
     for model in kept_models.find(study.engine, study.study_id, maximize=maximize):
         if model.number == best.number:
-            return Winner(best, model)
+            split_seed = study.trial(model.trial_id).system_attrs.get(SPLIT_SEED)
+            return Winner(best.number, best, model, split_seed)
     raise WorkFailed(
         f"the model of trial {best.number}, the best of study {study.name!r}, was not kept: "
         f"{_why_not(study)}"
+    )
+
+
+def _median_run(study: Searched, confirmation: Confirmation, number: int) -> Winner:
+    (linked,) = (one for one in study.linked(CONFIRM) if one.name == confirmation.linked)
+    runs = [
+        trial
+        for trial in linked.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if trial.system_attrs.get(SOURCE) == number
+    ]
+    runs.sort(key=lambda trial: (trial.values[0], trial.number))
+    median = runs[(len(runs) - 1) // 2]
+    for model in kept_models.find(linked.engine, linked.study_id, maximize=True):
+        if model.number == median.number:
+            split_seed = median.system_attrs.get(SPLIT_SEED)
+            return Winner(number, linked.best_of(median), model, split_seed, confirmation)
+    raise WorkFailed(
+        f"the model of trial {median.number} of {linked.name!r}, the winner's median run, was not "
+        f"kept: {_why_not(linked)}"
     )
 
 
@@ -138,7 +214,8 @@ def _why_not(study: Searched) -> str:
     if study.spec.keep == 0:
         return "the study was created with --keep 0"
     return (
-        "its objective calls no trial.save_model, as KerasObjective does; or the artifact store "
+        "its objective calls no trial.save_model, as KerasObjective does; or a trial trains "
+        "several models (folds, executions), and studyhall refit makes one; or the artifact store "
         "could not be written; or the trial was added from elsewhere"
     )
 
@@ -160,20 +237,36 @@ def evaluate(
         TaskFailed: The measurement failed.
     """
     winner = find_winner(study)
-    study.spec.require(permission)
+    _require(study, permission)
     who = f"{_account()}@{socket.gethostname()}"
     with study.engine.begin() as connection:
-        connection.execute(LOCK, {"study_id": study.study_id})
-        before = [row for row in openings(connection, study.study_id) if row.result is not None]
+        root = _root(connection, study.study_id)
+        connection.execute(LOCK, {"study_id": root})
+        before = [row for row in _openings(connection, root) if row.result is not None]
         if before and not again:
             raise ConfigurationError(_opened_before(study.name, before))
-        values = {"number": winner.trial.number, "sha256": winner.model.sha256, "who": who}
-        opening_id = connection.execute(OPEN, {"study_id": study.study_id, **values}).scalar_one()
-    with _model_file(study, winner) as path:
-        result = _task(study, permission, data_dir, winner, "evaluate", path, part="test").run()
+        values = {"number": winner.number, "sha256": winner.model.sha256, "who": who}
+        opening_id = connection.execute(OPEN, {"study_id": root, **values}).scalar_one()
+    try:
+        with _model_file(study, winner) as path:
+            result = _task(
+                study, permission, data_dir, winner, "evaluate", path, part="test"
+            ).run()
+    except StudyhallError:
+        # Nothing was measured. An opening whose process was killed stays: nobody knows of it.
+        with study.engine.begin() as connection:
+            connection.execute(WITHDRAW, {"opening_id": opening_id})
+        raise
     with study.engine.begin() as connection:
         connection.execute(MEASURED, {"opening_id": opening_id, "result": json.dumps(result)})
-        return openings(connection, study.study_id)[-1]
+        return _openings(connection, root)[-1]
+
+
+def _require(study: Searched, permission: Permission) -> None:
+    """Refuse code that this process may not run, and another source than the study's."""
+    # Nothing is sampled, so the study's sampler needs no permission.
+    replace(study.spec, sampler="random", sampler_arguments={}).require(permission)
+    study.check_source(study.read_source(permission), allow_drift=permission.drift)
 
 
 def _opened_before(name: str, before: list[Opening]) -> str:
@@ -210,6 +303,7 @@ def export(
     """
     _refuse_full(folder)
     winner = find_winner(study)
+    _require(study, permission)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         _model_file(study, winner) as path,
@@ -267,8 +361,7 @@ def _card(
         study.trial(winner.model.trial_id),
         model.read_bytes(),
     )
-    with study.engine.connect() as connection:
-        test = [opening.to_json() for opening in openings(connection, study.study_id)]
+    found, confirmed = openings(study.engine, study.study_id), winner.confirmation
     return {
         "study": study.name,
         "objective": study.spec.objective,
@@ -284,7 +377,9 @@ def _card(
             "pruned": progress.pruned,
             "failed": progress.failed,
         },
+        "number": winner.number,
         "trial": winner.trial.to_json(),
+        "confirmation": None if confirmed is None else confirmed.to_json(),
         "training": trial.user_attrs.get("training"),
         "curve": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
         "recorded": winner.model.logs,
@@ -295,7 +390,7 @@ def _card(
             "bytes": len(file),
         },
         "data": progress.data,
-        "test": test,
+        "test": [opening.to_json() for opening in found],
     }
 
 
@@ -309,8 +404,9 @@ def _task(
     **arguments: Any,
 ) -> Task:
     trial = {"params": winner.trial.params, "seed": winner.trial.seed}
-    given = {"path": str(path), **trial, **arguments}
-    return Task(study.spec, permission, data_dir, method, given)
+    given = {"path": str(path), **trial, "split_seed": winner.split_seed, **arguments}
+    data = study.progress().data
+    return Task(study.name, study.spec, permission, data_dir, method, given, data)
 
 
 @contextmanager
