@@ -27,8 +27,8 @@ lint: $(INSTALLED) ## ruff: rules and format
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
-tests: $(INSTALLED) ## pytest, in three processes with a PostgreSQL each
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+tests: $(INSTALLED) ## pytest, in four processes with a PostgreSQL each
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 
 chaos: $(INSTALLED) ## a study of real training while everything under it is killed; slow
 	STUDYHALL_TEST_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/acceptance/test_kill_points.py \
@@ -41,7 +41,7 @@ fuzz: $(INSTALLED) ## stock Optuna and ours, random operations and studies; slow
 	STUDYHALL_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/differential -s
 
 zoo: $(INSTALLED) ## every model of the zoo by every path beside plain fit, and all near-twins; slow
-	STUDYHALL_TEST_ZOO=1 $(BIN)/python -m pytest tests/unit/test_model_zoo.py tests/unit/test_objectives_twins.py tests/unit/test_objectives_dtypes.py -s
+	STUDYHALL_TEST_ZOO=1 $(BIN)/python -m pytest tests/unit/test_model_zoo.py tests/unit/test_objectives_twins.py tests/unit/test_objectives_dtypes.py tests/unit/test_objectives_exact.py tests/unit/test_objectives_continued.py -s
 
 compose-test: $(INSTALLED) ## docker-compose.yml on this machine's Docker engine; slow
 	STUDYHALL_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose

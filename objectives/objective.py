@@ -341,6 +341,9 @@ class KerasObjective:
             BuildError: `build` makes another model now.
         """
         model = self._with_split(split_seed)._rebuild(path, params, seed)
+        model.optimizer.build(
+            model.trainable_variables
+        )  # else Keras warns when the file is loaded
         return write_model(model, model.get_weights(), folder)
 
     def _rebuild(self, path: Path, params: Mapping[str, Any], seed: int) -> Any:

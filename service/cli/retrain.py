@@ -140,6 +140,13 @@ def reproduce(
 
 @click.command()
 @click.argument("name", metavar="STUDY")
+@option(
+    "--on",
+    type=click.Choice(["train+validation"]),
+    default="train+validation",
+    show_default=True,
+    help="The parts to train on; never the test set.",
+)
 @with_worker_options
 @data_dir_option
 @permission_options
@@ -147,6 +154,7 @@ def reproduce(
 def refit(
     context: Context,
     name: str,
+    on: str,
     worker_options: WorkerOptions,
     data_dir: str | None,
     permission: Permission,

@@ -25,9 +25,9 @@ COMMAND = [sys.executable, "-m", "service"]
 
 
 @functools.cache
-def preforked() -> subprocess.Popen[str]:
-    """The process whose forks run the commands of this pytest process."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+def preforked(path: str) -> subprocess.Popen[str]:
+    """The process whose forks run this pytest process's commands, of the version in `path`."""
+    environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("prefork.py"))],
         stdin=subprocess.PIPE,
@@ -47,7 +47,7 @@ class Shell:
     def __call__(
         self, *words: str, check: bool = True, folder: Path = TESTS
     ) -> subprocess.CompletedProcess[str]:
-        server = preforked()
+        server = preforked(self.environment["PYTHONPATH"])
         assert server.stdin is not None and server.stdout is not None
         with tempfile.TemporaryDirectory() as output:
             out, err = Path(output, "out"), Path(output, "err")

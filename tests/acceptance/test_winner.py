@@ -53,14 +53,15 @@ def test_the_winner_is_measured_once_and_exported(shell: Shell, tmp_path: Path) 
     assert card == json.loads((out / "card.json").read_text())
     names = {"model.keras", "card.md", "card.json", "curve.png"}
     assert {found.name for found in out.iterdir()} == names
-    assert card["recorded"]["val_loss"] == card["trial"]["value"] == best["value"]
-    assert abs(card["reproduced"]["val_loss"] - best["value"]) < 1e-6
+    assert card["recorded"]["val_accuracy"] == card["trial"]["value"] == best["value"]
+    assert abs(card["reproduced"]["val_accuracy"] - best["value"]) < 1e-6
     assert "**2 times**" in (out / "card.md").read_text()
     done = subprocess.run(
         [sys.executable, "-c", LOADS_IT], cwd=out, capture_output=True, text=True, check=True
     )
     measured = card["test"][0]["result"]
-    assert float(done.stdout) == measured["metrics"]["accuracy"]
+    assert float(done.stdout) == measured["classes"]["accuracy"]
+    assert "Warning" not in done.stderr
     full = shell("export", "k", str(out), *path, check=False)
     assert full.returncode == 2 and "exists already" in full.stderr
 

@@ -143,8 +143,7 @@ def test_readers_make_digests_of_studies_from_before_the_digests_table(
 ) -> None:
     study = optuna.create_study(storage=StudyStorage(engine), study_name="old")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
-    execute(database_url, "DROP TABLE service.digests, service.versions")
-    execute(database_url, "UPDATE service.alembic_version SET version_num = '0003'")
+    execute(database_url, "DROP SCHEMA service CASCADE")
     schema.upgrade(database_url)
     assert stored_digests(engine) == {}
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)

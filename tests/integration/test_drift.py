@@ -60,7 +60,7 @@ def test_a_worker_process_refuses_another_source_unless_it_may_drift(
 ) -> None:
     here = Permission(("stubs",))
     assignment = Assignment(
-        study=study.name,
+        study=study.study_id,
         worker="w",
         device="cpu",
         database_url=hall.url,

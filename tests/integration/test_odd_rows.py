@@ -68,7 +68,7 @@ def test_an_odd_spec_makes_its_own_study_unreadable(
     assert_unreadable(hall, problem)
     with pytest.raises(UnreadableRow) as error:
         hall.study("odd")
-    assert problem in str(error.value) and "delete-study --study-name odd" in str(error.value)
+    assert problem in str(error.value) and "studyhall delete odd" in str(error.value)
     assert error.value.exit_code == 2
 
 

@@ -67,8 +67,8 @@ def test_names_of_workers_show_control_characters(capsys: pytest.CaptureFixture[
 
 
 def test_a_csv_header_and_a_line_of_progress_show_control_characters() -> None:
-    row = {"number": 0, "params": {f"x{RESET}": 1.0}, "intermediate_values": {}}
-    assert display.trials_csv([row]).splitlines()[0] == r"number,n_reported,params_x\x1b[2J"
+    row = {"number": 0, "params": {f"x{RESET}": 1.0}, "intermediate_values": {}, "drift": []}
+    assert display.trials_csv([row]).splitlines()[0] == r"number,drift,n_reported,params_x\x1b[2J"
     counts = dict.fromkeys(
         ("complete", "pruned", "failed", "running", "interrupted", "waiting", "workers"), 1
     )

@@ -26,6 +26,7 @@ from test_objectives_checkpoint import (
     objective,
     weights_of,
 )
+from thinned import thinned
 
 from objectives import KerasObjective
 from objectives.mnist import mlp
@@ -704,7 +705,7 @@ BAD: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", thinned(BAD, 3))
 def test_a_bad_state_is_ignored_with_one_warning(
     name: str, caplog: pytest.LogCaptureFixture, trained_once: tuple[Trial, bytes]
 ) -> None:

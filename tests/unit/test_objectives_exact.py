@@ -21,6 +21,7 @@ from test_objectives_checkpoint import (
     objective,
     weights_of,
 )
+from thinned import thinned
 from zoo import Noise
 
 from objectives import KerasObjective
@@ -191,7 +192,7 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", thinned(EXACT, 2))
 def test_a_trial_continues_exactly_with(name: str) -> None:
     whole, again = continued(like(EXACT[name]), epochs=4)
     assert is_exact(whole, again)
