@@ -341,9 +341,8 @@ class KerasObjective:
             BuildError: `build` makes another model now.
         """
         model = self._with_split(split_seed)._rebuild(path, params, seed)
-        model.optimizer.build(
-            model.trainable_variables
-        )  # else Keras warns when the file is loaded
+        # Without its variables, Keras warns when the file is loaded.
+        model.optimizer.build(model.trainable_variables)
         return write_model(model, model.get_weights(), folder)
 
     def _rebuild(self, path: Path, params: Mapping[str, Any], seed: int) -> Any:

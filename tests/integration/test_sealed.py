@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pytest
 
 from objectives import Dataset, KerasObjective, Settings
 from service import Budget, Hall, Spec
@@ -55,17 +56,26 @@ def build(trial: optuna.Trial, data: Dataset) -> Any:
     import keras
 
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])
     return model
 
 
 objective = KerasObjective("sealed", load, build, Settings(epochs=1, batch_sizes=(16,)))
 
 
-def test_a_trial_cannot_reach_the_test_set(database_url: str, tmp_path: Path) -> None:
+def test_a_trial_cannot_reach_the_test_set(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert MARK in objective.test_set().x
     hall = Hall(ServiceSettings(database_url, tmp_path, lease_seconds=20.0))
-    spec = Spec("sealed", settings=objective.settings_dict(), pruner="none", sampler="random")
+    monkeypatch.setenv("STUDYHALL_ALLOW", __name__)
+    spec = Spec(
+        f"{__name__}:objective",
+        settings=objective.settings_dict(),
+        pruner="none",
+        sampler="random",
+    )
     study = hall.create("sealed", spec, Budget(2))
     assert Worker(study, hall, objective, "w", "cpu").run() == 0
     assert study.progress().complete == 2
