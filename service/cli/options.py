@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -271,6 +271,11 @@ class WorkerOptions:
         on_gpus = any(device.name != "cpu" for device in chosen)
         gpu_capacity = GpuCapacity(chosen) if per_device is None and on_gpus else None
         return cls(chosen, Limits(recycle_after, max_rss), gpu_capacity, workers)
+
+    def with_threads(self, threads: int) -> WorkerOptions:
+        """The same workers with so many threads each, which add up numbers in the same order."""
+        chosen = [replace(device, threads=threads, cores=()) for device in self.devices]
+        return replace(self, devices=chosen)
 
 
 def with_worker_options(function: F) -> F:

@@ -121,11 +121,15 @@ def reproduce(
 ) -> None:
     """Train one trial again from its record, and compare every value; exit code 1 if one differs.
 
-    Values within 1 % of each other count as noise, e.g. of another device or number of threads.
+    It is trained with the recorded number of threads, unless --workers is given. Values within 1 %
+    of each other count as noise, e.g. of another device or number of threads.
     """
     hall = context.hall()
     study = allowed(hall, name, permission)
     linked = study.reproduce(number)
+    threads = threads_of(study, number)
+    if worker_options.workers is None and threads is not None:
+        worker_options = worker_options.with_threads(threads)
     finish(hall, linked, worker_options, data_dir, permission, as_json)
     found = study.reproduction(number)
     if found is None or not found.is_ended:
@@ -136,6 +140,14 @@ def reproduce(
         out.print(tables.reproduction(found))
     if found.verdict == "different":
         sys.exit(1)
+
+
+def threads_of(study: Study, number: int) -> int | None:
+    """With how many threads a trial was trained, as its provenance says; None: it does not say."""
+    attempts = study.provenance(number)["attempts"]
+    document = (attempts[-1]["document"] if attempts else None) or {}
+    threads = document.get("environment", {}).get("TF_NUM_INTRAOP_THREADS")
+    return int(threads) if str(threads).isdigit() and int(threads) > 0 else None
 
 
 @click.command()

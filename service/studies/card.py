@@ -20,6 +20,10 @@ EXPLANATION = (
     "fresh process. Choosing the best of many trials makes the recorded value optimistic: the "
     "test result, or `studyhall confirm`, says what to expect."
 )
+REFITTED = (
+    "This is a refit: the model was trained on the validation part, too. Its validation metrics "
+    "only prove that the file is the model that was trained; they say nothing of new data."
+)
 UNOPENED = "The test set has not been opened. `studyhall evaluate` measures the winner on it once."
 LOAD_WEIGHTS = "The file has the weights only: `model.load_weights(...)` of the objective's model."
 
@@ -67,7 +71,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
         _table(("parameter", "value"), trial["params"].items()),
         "## Validation",
         "![the curve of the trial](curve.png)",
-        EXPLANATION,
+        REFITTED if card["settings"].get("refit") else EXPLANATION,
         _table(
             ("metric", "recorded", "reproduced"),
             (
@@ -95,8 +99,9 @@ def _test(card: Mapping[str, Any]) -> str:
     parts = [f"The test set was opened {times}."]
     for row in openings:
         result = row["result"]
+        which = "this model" if row["sha256"] == card["kept"] else "another model than this one"
         parts.append(
-            f"{row['opened_at'][:16]} by {row['who']}: trial {row['number']} on "
+            f"{row['opened_at'][:16]} by {row['who']}: trial {row['number']} ({which}) on "
             f"{result['n']:,} examples: "
             + ", ".join(f"{name} {value:.6g}" for name, value in result["metrics"].items())
             + mark(card["synthetic"])

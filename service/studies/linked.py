@@ -31,6 +31,9 @@ CONFIRM, REPRODUCE, REFIT = "confirm", "reproduce", "refit"
 KEPT = {CONFIRM: 2**31 - 1, REPRODUCE: 0, REFIT: 1}
 """How many models are kept: all of a confirmation, whose winner is not known before its end."""
 
+REFITTED = "refit: validation is trained on, too"
+"""What the data line of a refit says."""
+
 SEED = "studyhall:seed"
 SOURCE = "studyhall:source"
 INDEX = "studyhall:seed_index"
@@ -238,6 +241,8 @@ def _create(
         if study_id is not None:  # None: there is a study of that name
             break
     row = insert(StudyRow).values(study_id=study_id, spec=whole.to_json(), n_trials=0)
+    if data is not None and link.purpose == REFIT:
+        data = {**data, "parts": f"{data.get('parts', '')}; {REFITTED}"}
     connection.execute(row if data is None else row.values(data=dict(data)))
     # A worker whose source differs from that study's is refused here, too.
     connection.execute(COPY_SOURCE, {"study_id": study_id, "uid": link.uid})

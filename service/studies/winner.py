@@ -384,6 +384,7 @@ def _card(
         "curve": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
         "recorded": winner.model.logs,
         "reproduced": dict(reproduced),
+        "kept": winner.model.sha256,
         "model": {
             "file": model.name,
             "sha256": hashlib.sha256(file).hexdigest(),
