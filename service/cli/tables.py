@@ -12,7 +12,7 @@ from rich.text import Text
 from service.cli.display import parameters, visible
 from service.studies.confirmation import Candidate, Confirmation
 from service.studies.progress import mark
-from service.studies.reproduction import TOLERANCE, Comparison, Reproduction
+from service.studies.reproduction import TOLERANCE, WITHIN_NOISE, Comparison, Reproduction
 
 
 def confirmation(found: Confirmation) -> RenderableType:
@@ -94,7 +94,8 @@ def reproduction(found: Reproduction) -> RenderableType:
         cause = f" ({found.cause})" if found.cause else ""
         lines.append(f"it was {found.state}, and now is {found.repeated_state}{cause}")
     lines += found.changes
-    lines.append(f"within noise: at most {TOLERANCE:.0%} of the larger value")
+    if found.verdict == WITHIN_NOISE:
+        lines.append(f"within noise: at most {TOLERANCE:.0%} of the larger value")
     return Group(table, Text("\n".join(map(visible, lines))))
 
 
