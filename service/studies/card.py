@@ -79,16 +79,65 @@ def _markdown(card: Mapping[str, Any]) -> str:
                 for name, value in card["recorded"].items()
             ),
         ),
+        "## Confirmation",
+        _confirmation(card),
         "## Test",
         _test(card),
         "## Data",
         _data(card["data"]),
+        "## Provenance",
+        _provenance(card["provenance"]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _wording(direction: str) -> str:
     return "higher is better" if direction == "maximize" else "lower is better"
+
+
+def _confirmation(card: Mapping[str, Any]) -> str:
+    found = card["confirmation"]
+    if found is None:
+        return (
+            "The best trials have not been confirmed on fresh seeds: `studyhall confirm` does so."
+        )
+    rows = (
+        (
+            one["number"],
+            *(_number(one[key]) for key in ("mean", "std", "low", "high", "p_best", "tuned")),
+            _number(one["drop"]),
+            one["complete"],
+        )
+        for one in found["candidates"]
+    )
+    header = ("trial", "mean", "std", "low", "high", "P(best)", "tuned", "drop", "runs")
+    return "\n\n".join(
+        [
+            (
+                f"The best trials were trained again on {found['seeds']} fresh seeds. Trial "
+                f"{card['number']} won on validation alone; the model is that of its median run."
+            ),
+            _table(header, rows),
+            (
+                f"Low and high: {found['interval']}. Drop: the winner's curse, by how much the "
+                "tuned value was better than the mean."
+            ),
+        ]
+    )
+
+
+def _provenance(document: Mapping[str, Any] | None) -> str:
+    if document is None:
+        return "It was not recorded."
+    names = ("git", "python", "packages", "host", "system", "device", "seed", "command")
+    rows = ((name, _flat(document[name])) for name in names if document.get(name) is not None)
+    return _table(("what", "value"), rows)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items())
+    return str(value)
 
 
 def _test(card: Mapping[str, Any]) -> str:

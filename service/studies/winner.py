@@ -26,7 +26,7 @@ from service.errors import ConfigurationError, StudyhallError, WorkFailed
 from service.settings import Settings
 from service.storage import kept_models
 from service.storage.kept_models import KeptModel
-from service.studies import card
+from service.studies import card, provenance
 from service.studies.confirmation import Confirmation
 from service.studies.linked import CONFIRM, SOURCE, SPLIT_SEED
 from service.studies.permission import Permission
@@ -137,6 +137,7 @@ class Winner:
     Attributes:
         number: The trial of the study whose parameters it has.
         trial: The trial that was trained: that one, or its median run in the confirmation.
+        study_id: The study of that trial.
         model: Its model.
         split_seed: The trial's own split seed, if it has one.
         confirmation: The confirmation that it has won; None: it is the best trial of the search.
@@ -144,6 +145,7 @@ class Winner:
 
     number: int
     trial: Best
+    study_id: int
     model: KeptModel
     split_seed: int | None = None
     confirmation: Confirmation | None = None
@@ -184,7 +186,7 @@ def find_winner(study: Searched) -> Winner:
     for model in kept_models.find(study.engine, study.study_id, maximize=maximize):
         if model.number == best.number:
             split_seed = study.trial(model.trial_id).system_attrs.get(SPLIT_SEED)
-            return Winner(best.number, best, model, split_seed)
+            return Winner(best.number, best, study.study_id, model, split_seed)
     raise WorkFailed(
         f"the model of trial {best.number}, the best of study {study.name!r}, was not kept: "
         f"{_why_not(study)}"
@@ -203,7 +205,8 @@ def _median_run(study: Searched, confirmation: Confirmation, number: int) -> Win
     for model in kept_models.find(linked.engine, linked.study_id, maximize=True):
         if model.number == median.number:
             split_seed = median.system_attrs.get(SPLIT_SEED)
-            return Winner(number, linked.best_of(median), model, split_seed, confirmation)
+            run = linked.best_of(median)
+            return Winner(number, run, linked.study_id, model, split_seed, confirmation)
     raise WorkFailed(
         f"the model of trial {median.number} of {linked.name!r}, the winner's median run, was not "
         f"kept: {_why_not(linked)}"
@@ -391,8 +394,17 @@ def _card(
             "bytes": len(file),
         },
         "data": progress.data,
+        "provenance": _provenance(study, winner),
         "test": [opening.to_json() for opening in found],
     }
+
+
+def _provenance(study: Searched, winner: Winner) -> Mapping[str, Any] | None:
+    """Where the winner's trial comes from; None if that was not recorded."""
+    with study.engine.connect() as connection:
+        found = provenance.of_trial(connection, winner.study_id, winner.trial.number)
+    documents = [attempt["document"] for attempt in found["attempts"]]
+    return documents[-1] if documents else None
 
 
 def _task(

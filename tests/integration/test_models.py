@@ -142,6 +142,25 @@ def test_a_worker_killed_while_it_keeps_a_new_best_model_leaves_the_old_one_whol
     assert [k for k in attributes if "artifacts" in k] == [f"artifacts:{models[0].artifact_id}"]
 
 
+def test_the_model_of_a_confirmed_winner_is_that_of_its_median_run(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = create(hall, [3, 2, 4], monkeypatch)
+    work(hall)
+    assert find_winner(study).trial.number == 1
+    linked = study.confirm(top=2, seeds=3)
+    assert find_winner(study).confirmation is None, "it has not ended"
+    # Candidates 1 and 0 take turns: the first one has 5, 7, 6, the other one 1, 3, 2.
+    monkeypatch.setenv("STUB_VALUES", json.dumps([5, 1, 7, 3, 6, 2]))
+    assert Worker(linked, hall, linked.spec.load(), "again", "cpu").run() == 0
+    winner = find_winner(study)
+    assert winner.confirmation is not None
+    assert (winner.number, winner.trial.number, winner.trial.value) == (0, 5, 2.0)
+    files = ModelFiles(Store(hall.settings.artifact_store))
+    assert files.read(winner.model.artifact_id, winner.model.sha256) == b"model of trial 5"
+    assert len(kept(hall, linked)) == 6
+
+
 def _die(url: str, home: Path) -> None:
     hall = Hall(Settings(url, home, lease_seconds=20.0))
     sys.exit(work(hall, "dies"))
