@@ -69,6 +69,11 @@ class ModelFiles:
                 f"the model {artifact_id} is not in {self._store.url}; STUDYHALL_ARTIFACTS must "
                 "name the store that the workers wrote to"
             ) from None
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            raise DamagedModel(
+                f"the model {artifact_id} in {self._store.url} cannot be read: {reason}"
+            ) from error
         path = folder / f"model{''.join(Path(artifact_id).suffixes)}"
         path.write_bytes(content)
         return path

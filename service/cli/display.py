@@ -155,7 +155,7 @@ def exported(card: Mapping[str, Any], folder: Path) -> str:
         if name in card["reproduced"]
     )
     return visible(
-        f"{folder}/{card['model']['file']}: trial {card['trial']['number']}, reloaded in a fresh "
+        f"{folder}/{card['model']['file']}: trial {card['number']}, reloaded in a fresh "
         f"process: {pairs}, as recorded{mark(card['synthetic'])}; see {folder}/card.md"
     )
 

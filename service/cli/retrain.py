@@ -24,7 +24,6 @@ from service.errors import StudyhallError, WorkFailed
 from service.studies.hall import Hall
 from service.studies.permission import Permission
 from service.studies.study import Study
-from service.studies.winner import Opening
 
 
 @click.command()
@@ -46,6 +45,12 @@ from service.studies.winner import Opening
 @option(
     "--resplit", is_flag=True, help="Give each seed its own split into training and validation."
 )
+@option(
+    "--test/--no-test",
+    default=True,
+    show_default=True,
+    help="Measure the winner on the sealed test set, if that was never opened.",
+)
 @option("--json", "as_json", is_flag=True, help="Print one object.")
 @with_worker_options
 @data_dir_option
@@ -57,6 +62,7 @@ def confirm(
     top: int,
     seeds: int,
     resplit: bool,
+    test: bool,
     as_json: bool,
     worker_options: WorkerOptions,
     data_dir: str | None,
@@ -64,6 +70,7 @@ def confirm(
 ) -> None:
     """Train the best trials again on fresh seeds, and find the one that is truly the best.
 
+    The winner gets the one measurement on the test set, unless that was opened before.
     The same command again goes on; with larger numbers it adds runs.
     """
     hall = context.hall()
@@ -73,14 +80,16 @@ def confirm(
     found = study.confirmation()
     if found is None:
         raise WorkFailed(f"the confirmation of study {name!r} has been deleted")
-    test = measure_once(study, permission, data_dir) if found.winner else study.openings()
+    if test and found.winner:
+        measure_once(study, permission, data_dir)
+    openings = study.openings()
     if as_json:
-        rows = [opening.to_json() for opening in test]
+        rows = [opening.to_json() for opening in openings]
         print_plain(display.to_json({**found.to_json(), "test": rows}))
     else:
         out.print(tables.confirmation(found))
-        if test:
-            out.print(display.openings_line(test), markup=False, soft_wrap=True)
+        if openings:
+            out.print(display.openings_line(openings), markup=False, soft_wrap=True)
     if found.is_final and found.winner is None:
         raise WorkFailed(
             f"no candidate of study {name!r} has more complete runs than failed ones; see why: "
@@ -88,8 +97,8 @@ def confirm(
         )
 
 
-def measure_once(study: Study, permission: Permission, data_dir: str | None) -> list[Opening]:
-    """Measure the winner on the test set, unless it was opened before; return all openings.
+def measure_once(study: Study, permission: Permission, data_dir: str | None) -> None:
+    """Measure the winner on the test set, unless it was opened before.
 
     An objective that cannot be measured, or has no test set, is no error here.
     """
@@ -99,7 +108,6 @@ def measure_once(study: Study, permission: Permission, data_dir: str | None) -> 
         except StudyhallError as error:
             line = f"the winner is not measured on the test set: {error}"
             err.print(display.visible(line), markup=False, soft_wrap=True)
-    return study.openings()
 
 
 @click.command()
@@ -184,11 +192,13 @@ def allowed(hall: Hall, name: str, permission: Permission) -> Study:
 
     Raises:
         NotAllowed: The message has the command that would allow it.
+        SourceMismatch: The objective's source is not the study's.
         UnknownStudy: There is no study of that name.
     """
     study = hall.study(name)
     # A linked study samples nothing, so the study's own sampler needs no permission.
     require(dataclasses.replace(study.spec, sampler="random", sampler_arguments={}), permission)
+    study.check_source(study.read_source(permission), allow_drift=permission.drift)
     return study
 
 

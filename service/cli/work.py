@@ -16,7 +16,7 @@ from service.cli.making import own_command
 from service.cli.options import WorkerOptions, full_path
 from service.errors import NotAllowed, WorkFailed
 from service.studies.hall import Hall
-from service.studies.linked import REPRODUCE
+from service.studies.linked import REFIT, REPRODUCE
 from service.studies.permission import Permission
 from service.studies.progress import Progress
 from service.studies.spec import Spec
@@ -155,7 +155,8 @@ def conclude(study: Study, resume: str) -> None:
     if progress.state == "stopped":
         conclude_stopped(study.name, progress, resume)
     elif progress.state == "finished" and study.spec.linked is not None:
-        line = display.visible(f"every run has ended. Next: {result_command(study.spec.linked)}")
+        following = result_command(study.name, study.spec.linked)
+        line = display.visible(f"every run has ended. Next: {following}")
         out.print(line, markup=False, soft_wrap=True)
     elif progress.state == "finished":
         _conclude_finished(study.name, progress, resume)
@@ -164,8 +165,10 @@ def conclude(study: Study, resume: str) -> None:
         out.print(line, markup=False, soft_wrap=True)
 
 
-def result_command(linked: Mapping[str, Any]) -> str:
-    """The command that shows what has come of a linked study."""
+def result_command(name: str, linked: Mapping[str, Any]) -> str:
+    """The command that shows what has come of a linked study of this name."""
+    if linked["purpose"] == REFIT:
+        return f"studyhall export {shlex.quote(name)} DIR"
     words = [linked["purpose"], linked["study"]]
     if linked["purpose"] == REPRODUCE:
         words.append(str(linked.get("trial")))

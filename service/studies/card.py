@@ -56,9 +56,9 @@ def _markdown(card: Mapping[str, Any]) -> str:
     trial, search, shown = card["trial"], card["search"], mark(card["synthetic"])
     at = "" if trial["epoch"] is None else f" at epoch {trial['epoch']}"
     parts = [
-        f"# {card['study']}: trial {trial['number']}",
+        f"# {card['study']}: trial {card['number']}",
         (
-            f"The best of {search['complete']} complete trials ({search['pruned']} pruned, "
+            f"{_place(card)} of {search['complete']} complete trials ({search['pruned']} pruned, "
             f"{search['failed']} failed) of `{card['objective']}`: {card['monitor']} "
             f"**{trial['value']:.6g}**{shown}{at}, {_wording(card['direction'])}."
         ),
@@ -89,6 +89,13 @@ def _markdown(card: Mapping[str, Any]) -> str:
         _provenance(card["provenance"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _place(card: Mapping[str, Any]) -> str:
+    if card["confirmation"] is None:
+        return "The best"
+    run = f"trial {card['trial']['number']} of {card['confirmation']['linked']}"
+    return f"The winner of a confirmation (this is its median run, {run}) among the best"
 
 
 def _wording(direction: str) -> str:
@@ -148,7 +155,7 @@ def _test(card: Mapping[str, Any]) -> str:
     parts = [f"The test set was opened {times}."]
     for row in openings:
         result = row["result"]
-        which = "this model" if row["sha256"] == card["kept"] else "another model than this one"
+        which = "this model" if row["of_this_model"] else "another model than this one"
         parts.append(
             f"{row['opened_at'][:16]} by {row['who']}: trial {row['number']} ({which}) on "
             f"{result['n']:,} examples: "

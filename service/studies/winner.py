@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from service.storage import kept_models
 from service.storage.kept_models import KeptModel
 from service.studies import card, provenance
 from service.studies.confirmation import Confirmation
-from service.studies.linked import CONFIRM, SOURCE, SPLIT_SEED
+from service.studies.linked import CONFIRM, REFIT, SOURCE, SPLIT_SEED
 from service.studies.permission import Permission
 from service.studies.progress import Best, Progress
 from service.studies.source import Source
@@ -193,6 +194,12 @@ def find_winner(study: Searched) -> Winner:
     )
 
 
+def _refits(study: Searched) -> str:
+    """The refit of a study, if there is one, which has a model."""
+    names = [shlex.quote(one.name) for one in study.linked(REFIT)]
+    return f"; its refit has one: studyhall export {names[-1]} DIR" if names else ""
+
+
 def _median_run(study: Searched, confirmation: Confirmation, number: int) -> Winner:
     (linked,) = (one for one in study.linked(CONFIRM) if one.name == confirmation.linked)
     runs = [
@@ -219,7 +226,7 @@ def _why_not(study: Searched) -> str:
     return (
         "its objective calls no trial.save_model, as KerasObjective does; or a trial trains "
         "several models (folds, executions), and studyhall refit makes one; or the artifact store "
-        "could not be written; or the trial was added from elsewhere"
+        f"could not be written; or the trial was added from elsewhere{_refits(study)}"
     )
 
 
@@ -239,6 +246,7 @@ def evaluate(
         WorkFailed: There is no winner.
         TaskFailed: The measurement failed.
     """
+    _refuse_unfinished(study)
     winner = find_winner(study)
     _require(study, permission)
     who = f"{_account()}@{socket.gethostname()}"
@@ -263,6 +271,19 @@ def evaluate(
     with study.engine.begin() as connection:
         connection.execute(MEASURED, {"opening_id": opening_id, "result": json.dumps(result)})
         return _openings(connection, root)[-1]
+
+
+def _refuse_unfinished(study: Searched) -> None:
+    """Refuse to open the test set before the search is over: a better trial may come.
+
+    Raises:
+        ConfigurationError: It is not over.
+    """
+    if study.progress().state == "running":
+        raise ConfigurationError(
+            f"study {study.name!r} is still running, and its test set is opened once, for its "
+            f"winner; wait for its end, or end it: studyhall stop {shlex.quote(study.name)}"
+        )
 
 
 def _require(study: Searched, permission: Permission) -> None:
@@ -387,7 +408,6 @@ def _card(
         "curve": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
         "recorded": winner.model.logs,
         "reproduced": dict(reproduced),
-        "kept": winner.model.sha256,
         "model": {
             "file": model.name,
             "sha256": hashlib.sha256(file).hexdigest(),
@@ -395,7 +415,10 @@ def _card(
         },
         "data": progress.data,
         "provenance": _provenance(study, winner),
-        "test": [opening.to_json() for opening in found],
+        "test": [
+            {**opening.to_json(), "of_this_model": opening.sha256 == winner.model.sha256}
+            for opening in found
+        ],
     }
 
 

@@ -86,7 +86,7 @@ def test_reproduce_and_refit(command: Command, hall: Hall) -> None:
     found = json.loads(other.stdout)
     assert (other.exit_code, found["verdict"], found["first_difference"]) == (1, "different", 1)
     refit = command("refit", "s", "--workers", "1")
-    assert "every run has ended. Next: studyhall refit s" in refit.stdout
+    assert "every run has ended. Next: studyhall export s-refit DIR" in refit.stdout
     (trial,), best = hall.study("s-refit").records(), hall.study("s").best
     assert best is not None and best.epoch is not None and trial["params"] == best.params
     assert len(trial["intermediate_values"]) == best.epoch + 1

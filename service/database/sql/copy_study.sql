@@ -42,7 +42,8 @@ BEGIN
   INSERT INTO trial_system_attributes (trial_id, key, value_json)
   SELECT ids.new_id, a.key, a.value_json
     FROM unnest(old, new) AS ids (old_id, new_id)
-    JOIN trial_system_attributes a ON a.trial_id = ids.old_id;
+    JOIN trial_system_attributes a ON a.trial_id = ids.old_id
+   WHERE NOT EXISTS (SELECT FROM service.models m WHERE a.key = 'artifacts:' || m.artifact_id);
   INSERT INTO trial_intermediate_values
          (trial_id, step, intermediate_value, intermediate_value_type)
   SELECT ids.new_id, i.step, i.intermediate_value, i.intermediate_value_type
@@ -55,6 +56,10 @@ BEGIN
     JOIN service.attempts a ON a.trial_id = ids.old_id,
          jsonb_populate_record(NULL::service.attempts, to_jsonb(a) || jsonb_build_object(
            'study_id', made, 'trial_id', ids.new_id)) copied;
+  -- The copy's test set is the same one: it has been opened as often.
+  INSERT INTO service.openings (study_id, number, sha256, who, opened_at, result)
+  SELECT made, number, sha256, who, opened_at, result
+    FROM service.openings WHERE study_id = p_study ORDER BY opening_id;
   PERFORM service.interrupt_begun(made);
   RETURN made;
 END $$;
