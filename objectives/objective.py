@@ -321,7 +321,11 @@ class KerasObjective:
         own = self._with_split(split_seed)
         arrays = own.dataset().validation_arrays if part == "validation" else own.test_arrays()
         as_it_is = path.suffix == ".keras" and alone
-        model = load_model(path) if as_it_is else own._rebuild(path, params, seed)
+        model = (
+            load_model(path)
+            if as_it_is
+            else self.model(path, params, seed=seed, split_seed=split_seed)
+        )
         return measure(model, arrays, self.settings.validation_batch_size or params["batch_size"])
 
     def export(
@@ -340,10 +344,25 @@ class KerasObjective:
         Raises:
             BuildError: `build` makes another model now.
         """
-        model = self._with_split(split_seed)._rebuild(path, params, seed)
+        model = self.model(path, params, seed=seed, split_seed=split_seed)
         # Without its variables, Keras warns when the file is loaded.
         model.optimizer.build(model.trainable_variables)
         return write_model(model, model.get_weights(), folder)
+
+    def model(
+        self,
+        path: Path,
+        params: Mapping[str, Any],
+        *,
+        seed: int,
+        split_seed: int | None = None,
+    ) -> Any:
+        """Return the saved model of a trial: `build` makes it, the weights are those of the file.
+
+        Raises:
+            BuildError: `build` makes another model now.
+        """
+        return self._with_split(split_seed)._rebuild(path, params, seed)
 
     def _rebuild(self, path: Path, params: Mapping[str, Any], seed: int) -> Any:
         prepare(seed, self.settings.dtype_policy, deterministic=self.settings.deterministic)

@@ -321,6 +321,18 @@ class Study:
         allowed = permission or Permission.of_environment()
         return winner.evaluate(self, allowed, data_dir, again=again)
 
+    def model(self, *, permission: Permission | None = None, data_dir: str | None = None) -> Any:
+        """The winner's model, made in this process: a `keras.Model` of a `KerasObjective`.
+
+        Args:
+            permission: What may be imported; by default what the environment allows.
+            data_dir: Folder of the data on this machine; by default the study's.
+
+        Raises:
+            WorkFailed: There is no winner with a model.
+        """
+        return winner.model(self, permission or Permission.of_environment(), data_dir)
+
     def export(
         self,
         folder: str | Path,

@@ -376,6 +376,20 @@ def _compare(winner: Winner, reproduced: Mapping[str, float]) -> None:
         )
 
 
+def model(study: Searched, permission: Permission, data_dir: str | None = None) -> Any:
+    """The winner's model, made in this process by the objective's method `model`.
+
+    Raises:
+        ConfigurationError: The objective is not allowed, or has no such method.
+        WorkFailed: There is no winner with a model.
+    """
+    winner = find_winner(study)
+    _require(study, permission)
+    with _model_file(study, winner) as path:
+        task = _task(study, permission, data_dir, winner, "model", path)
+        return task.call()
+
+
 def _card(
     study: Searched, winner: Winner, reproduced: Mapping[str, float], model: Path
 ) -> dict[str, Any]:

@@ -82,3 +82,21 @@ def test_a_trial_cannot_reach_the_test_set(
     assert min(walked) > 1000, "the walk goes through the trial, its study and its storage"
     assert found == []
     hall.engine.dispose()
+
+
+def test_the_winners_model_is_there_in_the_shell(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras_stub
+
+    monkeypatch.setenv("STUDYHALL_ALLOW", "keras_stub")
+    hall = Hall(ServiceSettings(database_url, tmp_path, lease_seconds=20.0))
+    of = keras_stub.objective
+    spec = Spec("keras_stub:objective", settings=of.settings_dict(), direction="maximize")
+    study = hall.create("larger", spec, Budget(1))
+    assert Worker(study, hall, of, "w", "cpu").run() == 0
+    x, y = of.dataset().validation
+    predicted = study.model().predict(x, verbose=0).argmax(axis=1)
+    assert study.best is not None
+    assert float((predicted == y).mean()) == pytest.approx(study.best.value, abs=1e-6)
+    hall.engine.dispose()
