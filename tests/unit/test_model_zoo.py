@@ -33,7 +33,7 @@ from objectives.training.seeds import EpochSeeds
 
 SETTINGS = training_settings(epochs=2)
 GRAPH = Plan("graph", "")
-CASES = thinned(((name, path) for name, animal in ZOO.items() for path in animal.paths), 16)
+CASES = thinned(((name, path) for name, animal in ZOO.items() for path in animal.paths), 24)
 
 
 @pytest.fixture(autouse=True)

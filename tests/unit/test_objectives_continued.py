@@ -705,7 +705,7 @@ BAD: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", thinned(BAD, 3))
+@pytest.mark.parametrize("name", thinned(BAD, 6))
 def test_a_bad_state_is_ignored_with_one_warning(
     name: str, caplog: pytest.LogCaptureFixture, trained_once: tuple[Trial, bytes]
 ) -> None:
